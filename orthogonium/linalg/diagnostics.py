@@ -1,0 +1,49 @@
+"""How far a matrix is from orthogonal, and how well conditioned it is."""
+
+import torch
+from torch import Tensor
+
+from orthogonium._checks import check_matrix
+
+
+def orthogonality_defect(matrix: Tensor) -> Tensor:
+    """``‖I − Q Qᵀ‖₂`` on the shorter side, computed in float64.
+
+    Zero exactly when ``matrix`` has orthonormal rows or columns, whichever are fewer.
+
+    Args:
+        matrix: ``(..., m, n)``.
+
+    Returns:
+        ``(...)``, float64: the spectral norm of the difference.
+
+    Raises:
+        ValueError: ``matrix`` has fewer than two dimensions.
+    """
+    check_matrix("matrix", matrix)
+    short = matrix.double() if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT.double()
+    gram = short @ short.mT
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.eigvalsh(gram - identity).abs().amax(-1)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values of ``(..., m, n)``, descending, in float64: ``(..., min(m, n))``."""
+    check_matrix("matrix", matrix)
+    return torch.linalg.svdvals(matrix.double())
+
+
+def condition_number(matrix: Tensor) -> Tensor:
+    """Largest singular value over the smallest, ``(...)``; infinite for a singular matrix."""
+    values = singular_values(matrix)
+    return values[..., 0] / values[..., -1]
+
+
+def stable_rank(matrix: Tensor) -> Tensor:
+    """``‖A‖_F² / ‖A‖₂²``, ``(...)``: between 1 and the rank, and never jumps.
+
+    Source: Rudelson and Vershynin, "Sampling from large matrices", J. ACM 54(4), 2007.
+    """
+    values = singular_values(matrix)
+    scaled = values / values[..., :1].clamp_min(torch.finfo(values.dtype).tiny)
+    return scaled.square().sum(-1)
