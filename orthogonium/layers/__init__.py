@@ -1,0 +1,3 @@
+from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
+
+__all__ = ["OrthoLinear", "UnitNormLinear"]
