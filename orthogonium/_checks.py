@@ -28,3 +28,11 @@ def check_weight_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:
     if any(side < 0 for side in shape):
         raise ValueError(f"weight_shape must not have a negative side, got {shape}")
     return shape
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise unless ``value`` is a non-negative integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")

@@ -1,17 +1,137 @@
-"""Interim (being replaced)."""
+"""Linear layers with a bound on their Lipschitz constant."""
 
-from torch import nn
-from torch.nn.utils.parametrize import register_parametrization
+from typing import Any
 
-from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams, _Polar
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from orthogonium._checks import check_count
+from orthogonium.layers.constrain import constrain, orthogonal
+from orthogonium.linalg import qr_orthogonalize
+from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, BatchedIdentity, L2Normalize, OrthoParams
 
 
-class OrthoLinear(nn.Linear):
-    def __init__(self, in_features, out_features, bias=True, ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS, *, device=None, dtype=None):
+class _ConstrainedLinear(nn.Linear):
+    """What the constrained linear layers share: construction, initialisation, pickling."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        check_count("in_features", in_features)
+        check_count("out_features", out_features)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be real floating point, such as torch.float32, got {dtype}")
         super().__init__(in_features, out_features, bias, device, dtype)
-        nn.init.orthogonal_(self.weight)
-        register_parametrization(self, "weight", _Polar())
+
+    def reset_parameters(self) -> None:
+        """Draw a uniformly distributed orthogonal weight (Haar), and the bias as :class:`torch.nn.Linear` does."""
+        with torch.no_grad():
+            if not self.weight.is_meta:
+                draw = torch.randn(self.weight.shape, dtype=torch.float32, device=self.weight.device)
+                weight = qr_orthogonalize(draw).to(self.weight.dtype)
+                if is_parametrized(self, "weight"):
+                    self.weight = weight
+                else:
+                    self.weight.copy_(weight)
+            if self.bias is not None and self.bias.numel():
+                bound = self.in_features**-0.5 if self.in_features > 0 else 0.0
+                nn.init.uniform_(self.bias, -bound, bound)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+        }
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as constructor arguments and state dict: the class that torch makes for a parametrized module cannot be."""
+        original: Tensor = self.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+        arguments = self._arguments() | {"device": original.device, "dtype": original.dtype}
+        flags = {name: p.requires_grad for name, p in self.named_parameters()}
+        return _rebuild, (type(self).__mro__[1], arguments, self.state_dict(), self.training, flags)
 
 
-class UnitNormLinear(nn.Linear):
-    pass
+def _rebuild(
+    layer_class: type[nn.Module],
+    arguments: dict[str, Any],
+    state: dict[str, Tensor],
+    training: bool,
+    flags: dict[str, bool],
+) -> nn.Module:
+    layer = layer_class(**arguments)
+    layer.load_state_dict(state)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(flags[name])
+    return layer.train(training)
+
+
+class OrthoLinear(_ConstrainedLinear):
+    """``y = W x + b`` with ``W`` orthogonal, so that distances never grow.
+
+    They are preserved when ``out_features ≥ in_features``; otherwise those of inputs in the row space are. ``weight`` is an
+    ordinary matrix to read, assign (the nearest orthogonal one is taken) and load from a plain ``nn.Linear`` checkpoint.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
+        ortho_params: how a free matrix becomes an orthogonal one.
+
+    Shape:
+        ``(..., in_features)`` to ``(..., out_features)``.
+
+    Raises:
+        ValueError: a negative size.
+        TypeError: a size that is no integer, or a dtype that is not real floating point.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.ortho_params = ortho_params
+        orthogonal(self, "weight", ortho_params)
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"ortho_params": self.ortho_params}
+
+
+class UnitNormLinear(_ConstrainedLinear):
+    """``y = W x + b`` with rows of norm one: each output on its own is 1-Lipschitz, the vector of them ``√out_features`` at most.
+
+    For the last layer of a classifier, where margins between pairs of outputs count.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
+
+    Shape:
+        ``(..., in_features)`` to ``(..., out_features)``.
+
+    Raises:
+        ValueError: a negative size.
+        TypeError: a size that is no integer, or a dtype that is not real floating point.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        constrain(self, "weight", BatchedIdentity(self.weight.shape), L2Normalize(dim=1))

@@ -1,0 +1,32 @@
+"""Functions from tensors to tensors, batched over leading dimensions."""
+
+from orthogonium.linalg._precision import NonFiniteError, in_working_precision
+from orthogonium.linalg.bjorck import bjorck, polar_pass_through
+from orthogonium.linalg.cholesky import cholesky_orthogonalize
+from orthogonium.linalg.diagnostics import (
+    condition_number,
+    orthogonality_defect,
+    singular_values,
+    stable_rank,
+)
+from orthogonium.linalg.exponential import skew_frame
+from orthogonium.linalg.polar import polar, polar_by_svd
+from orthogonium.linalg.power_iteration import power_iteration
+from orthogonium.linalg.qr import qr_orthogonalize
+
+__all__ = [
+    "NonFiniteError",
+    "bjorck",
+    "cholesky_orthogonalize",
+    "condition_number",
+    "in_working_precision",
+    "orthogonality_defect",
+    "polar",
+    "polar_by_svd",
+    "polar_pass_through",
+    "power_iteration",
+    "qr_orthogonalize",
+    "singular_values",
+    "skew_frame",
+    "stable_rank",
+]

@@ -27,6 +27,7 @@ from orthogonium.linalg.minimax import (
 )
 
 NEAR, EIGENBASIS, PRODUCTS = 0.0, 1.0, 2.0
+SVD_ONLY = -1  # as a budget
 
 Routed = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -51,6 +52,10 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     """The polar factor of ``(..., m, n)``, ``m ≤ n``, float32 or float64, by the cheapest road that is safe."""
     if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
         return by_fixed_schedule(matrix)
+    if budget == SVD_ONLY:
+        raise_if_not_finite("matrix", matrix)
+        scaled, exponent = scaled_to_one(matrix)
+        return _rescaled(by_svd(scaled), exponent)
     gram = matrix @ matrix.mT
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     low, high = (bound.item() for bound in torch.aminmax(mean))
@@ -138,7 +143,8 @@ def by_svd(matrix: Tensor) -> Routed:
     largest = values[..., :1]
     values = torch.where(values > largest * torch.finfo(matrix.dtype).eps / 2, values, 0.0)
     values = torch.where(largest > 0, values, 1.0)
-    return q, u.to(matrix.dtype), values, _route(EIGENBASIS, 1)
+    route = _route(EIGENBASIS, float((values == 0).any()))
+    return q, u.to(matrix.dtype), values, route
 
 
 def by_minimax(matrix: Tensor) -> Routed:

@@ -14,7 +14,12 @@ def _eigen(free: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         product = frame @ free.double() @ frame.mT
     else:
         product = free.double() @ frame.mT
-    return torch.linalg.eigh(torch.complex(torch.zeros_like(product), product.mT - product))
+    skew = product - product.mT
+    frequencies, vectors = torch.linalg.eigh(torch.complex(torch.zeros_like(skew), -skew))
+    # The spectrum of a real matrix is symmetric and its null space exact; rounding of a large A hides both.
+    frequencies = 0.5 * (frequencies - frequencies.flip(-1))
+    noise = frequencies[..., -1:] * torch.finfo(frequencies.dtype).eps * frequencies.shape[-1]
+    return torch.where(frequencies.abs() > noise, frequencies, 0.0), vectors
 
 
 def _values(frequencies: Tensor, kind: str) -> Tensor:

@@ -27,6 +27,7 @@ Map = Literal["exponential", "cayley"]
 
 # Above this norm of A a Cayley solve in working precision loses too many digits.
 _CAYLEY_NORM = 64.0
+_SYMMETRIC_NORM = 8.0
 
 
 def _coordinates(free: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +78,7 @@ def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[
     if norm is None:
         return spectral_map(free, base, kind), nothing
     if kind == "cayley":
-        half = _cayley_half(skew, gram)
+        half = _cayley_half(norm, skew, gram)
         q = base @ _doubled_minus_identity(half)
         return _polished(q + outside @ half if gram.ndim else q), half
     squarings = squarings_for(norm, free.dtype)
@@ -134,11 +135,18 @@ def _measured(
     return None if too_large else norm, skew, outside, gram
 
 
-def _cayley_half(skew: Tensor, gram: Tensor) -> Tensor:
-    """``a = (I − S/2 + Z/4)⁻¹``, the upper block of ``(I − M/2)⁻¹``; its lower block is ``a / 2`` in units of ``X₂``."""
+def _cayley_half(norm: float, skew: Tensor, gram: Tensor) -> Tensor:
+    """``a = (I − S/2 + Z/4)⁻¹``, the upper block of ``(I − M/2)⁻¹``; its lower block is ``a / 2`` in units of ``X₂``.
+
+    For a square frame ``Z = 0`` and ``a = (I + S/2)(I − S²/4)⁻¹``: the Cholesky factor of a symmetric matrix costs half of a
+    general inverse. It squares the condition number, so only for small arguments.
+    """
     system = -0.5 * skew + 0.25 * gram
     system.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    return torch.linalg.inv_ex(system).inverse
+    if gram.ndim or norm > _SYMMETRIC_NORM:
+        return torch.linalg.inv_ex(system).inverse
+    lower = torch.linalg.cholesky_ex(system @ system.mT).L
+    return system.mT @ torch.cholesky_inverse(lower)
 
 
 def _doubled_minus_identity(half: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._polar_routes import (
     NEAR,
     PRODUCTS,
+    SVD_ONLY,
     nearest_orthogonal,
 )
 from orthogonium.linalg._precision import in_working_precision, without_autocast
@@ -203,6 +204,16 @@ def polar(matrix: Tensor, budget: int = 12) -> Tensor:
         Higham, *Functions of Matrices*, SIAM 2008, chapter 8; the derivative is Kenney and Laub, SIAM J. Matrix
         Anal. Appl. 12(2), 1991, written for a rectangular matrix.
     """
+    return _either_side(matrix, budget)
+
+
+@in_working_precision
+def polar_by_svd(matrix: Tensor) -> Tensor:
+    """:func:`polar` by the float64 SVD alone: slower, for reference and for those who trust nothing else."""
+    return _either_side(matrix, SVD_ONLY)
+
+
+def _either_side(matrix: Tensor, budget: int) -> Tensor:
     if matrix.numel() == 0:
         return matrix.clone()
     if matrix.shape[-2] > matrix.shape[-1]:

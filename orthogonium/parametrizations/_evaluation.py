@@ -1,0 +1,148 @@
+"""Weights computed once, handed out many times: the bookkeeping between a free tensor and its readers.
+
+An `Evaluation` is the weights made from one state of one or several free tensors. Readers that need no gradient get the
+values; the others share one autograd node, whose backward pass goes through a private graph from the free tensors to the
+weights. That graph is freed after use like any other, and made again from the same free tensors when it is needed once more
+(a second loss on the same forward pass, or evaluation mode, where none is kept).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Compute = Callable[[list[Tensor]], list[Tensor]]
+
+
+class _Pullback:
+    """The private graph. It refers neither to the node nor to the module, so that nothing holds itself alive."""
+
+    def __init__(self, compute: Compute, originals: Sequence[Tensor]) -> None:
+        self.compute, self.originals = compute, list(originals)
+        self.versions = [t._version for t in self.originals]
+        self.graph: tuple[list[Tensor], list[Tensor]] | None = None
+        self.used = False
+
+    def build(self) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_(t.requires_grad) for t in self.originals]
+        with torch.enable_grad(), _unhooked():
+            values = self.compute(leaves)
+        self.graph = leaves, values
+        return values
+
+    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        self.used = True
+        if [t._version for t in self.originals] != self.versions:
+            raise RuntimeError(
+                "a constrained weight was used in a forward pass, and its free tensor was changed in place before the "
+                "backward pass. Call backward() before optimizer.step(), or read the weight again."
+            )
+        if self.graph is None:
+            self.build()
+        assert self.graph is not None
+        leaves, values = self.graph
+        self.graph = None
+        return _selected_gradients(leaves, values, grads, create_graph=False)
+
+    def differentiable_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        self.used = True
+        values = self.compute(self.originals)
+        return _selected_gradients(self.originals, values, grads, create_graph=True)
+
+
+def _selected_gradients(
+    leaves: list[Tensor], values: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool
+) -> list[Tensor | None]:
+    """Gradients of the leaves whose weights took part; the others get ``None`` and not zeros."""
+    chosen = [
+        i for i, g in enumerate(grads) if g is not None and leaves[i].requires_grad and values[i].requires_grad
+    ]
+    result: list[Tensor | None] = [None] * len(leaves)
+    if chosen:
+        found = torch.autograd.grad(
+            [values[i] for i in chosen],
+            [leaves[i] for i in chosen],
+            [grads[i] for i in chosen],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        for i, gradient in zip(chosen, found, strict=True):
+            result[i] = gradient
+    return result
+
+
+def _unhooked() -> Any:
+    """Keep the private graph's tensors from hooks such as those of activation checkpointing, which count saved tensors."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), lambda t: t)
+
+
+class _Handout(Function):
+    """Weights that exist already, with a derivative that is computed when it is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, pullback: _Pullback, values: list[Tensor], *originals: Tensor) -> tuple[Tensor, ...]:
+        ctx.pullback = pullback
+        ctx.set_materialize_grads(False)
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        pullback: _Pullback = ctx.pullback
+        if torch.is_grad_enabled():
+            return None, None, *pullback.differentiable_gradients(grads)
+        return None, None, *pullback.gradients(grads)
+
+
+class Evaluation:
+    """The weights made from one state of some free tensors.
+
+    Args:
+        compute: a list of free tensors to the list of weights; must not refer to the holder of this object.
+        originals: the free tensors.
+        keep_graph: build the private graph at once, as training needs; otherwise only when a gradient is asked for.
+    """
+
+    def __init__(self, compute: Compute, originals: Sequence[Tensor], keep_graph: bool) -> None:
+        self._pullback = _Pullback(compute, originals)
+        self._addresses = [t.data_ptr() for t in originals]
+        self._shared: tuple[Tensor, ...] | None = None
+        self._unread = set(range(len(originals)))
+        with torch.inference_mode(False):
+            if keep_graph and any(t.requires_grad for t in originals):
+                self._values = [value.detach() for value in self._pullback.build()]
+            else:
+                with torch.no_grad():
+                    self._values = [value.detach() for value in compute(list(originals))]
+        self._value_versions = [value._version for value in self._values]
+
+    def is_current(self, position: int, original: Tensor) -> bool:
+        """Whether the weight at ``position`` was made from ``original`` as it is now, and is untouched itself."""
+        kept = self._pullback
+        return (
+            kept.originals[position] is original
+            and kept.versions[position] == original._version
+            and self._addresses[position] == original.data_ptr()
+            and self._values[position]._version == self._value_versions[position]
+        )
+
+    def serves_training(self, position: int) -> bool:
+        """Whether the weight at ``position`` belongs to the forward pass under way: not yet read, or not yet differentiated."""
+        if position in self._unread:
+            return True
+        return torch.is_grad_enabled() and self._shared is not None and not self._pullback.used
+
+    def weight(self, position: int) -> Tensor:
+        """The weight, on the shared node where gradients are recorded."""
+        self._unread.discard(position)
+        original = self._pullback.originals[position]
+        if not (torch.is_grad_enabled() and original.requires_grad):
+            return self._values[position].detach()
+        if self._shared is None or self._pullback.used:
+            self._pullback.used = False
+            self._shared = _Handout.apply(self._pullback, self._values, *self._pullback.originals)
+        return self._shared[position]
