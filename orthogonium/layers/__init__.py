@@ -1,3 +1,4 @@
+from orthogonium.layers.activations import GroupSort, MaxMin
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
 
-__all__ = ["OrthoLinear", "UnitNormLinear"]
+__all__ = ["GroupSort", "MaxMin", "OrthoLinear", "UnitNormLinear"]
