@@ -88,7 +88,7 @@ def certified_accuracy(
     links = read_sequential(model)
     pairs = [data] if isinstance(data, tuple) and isinstance(data[0], Tensor) else data
     counts, total = dict.fromkeys(eps, 0), 0
-    for x, labels in pairs:  # type: ignore[misc]
+    for x, labels in pairs:
         certificate = _certify(links, x, labels)
         correct = certificate.prediction == labels.to(certificate.prediction.device)
         for radius in eps:
@@ -182,7 +182,7 @@ def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
         raise TypeError(f"labels must hold integer classes, got {labels.dtype}")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}")
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < logits.shape[1]):
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[1]):
         raise ValueError(
             f"labels must lie in 0 … {logits.shape[1] - 1}, got {int(labels.min())} … {int(labels.max())}"
         )

@@ -82,8 +82,8 @@ def _link(path: str, module: nn.Module) -> Link:
     if type(module) is nn.Dropout:  # the identity, in evaluation mode
         return Link(path, kind, nn.Identity())
     raise TypeError(
-        f"{path} is a {kind}, whose Lipschitz constant is not known here. Known: Sequential of linear layers, "
-        f"GroupSort, MaxMin, ReLU, Flatten, Identity, Dropout"
+        f"{path} is a {kind}, whose Lipschitz constant is not known here. "
+        f"Known: Sequential of linear layers, GroupSort, MaxMin, ReLU, Flatten, Identity, Dropout"
     )
 
 

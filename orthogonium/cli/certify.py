@@ -14,7 +14,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "certify",
         help="recompute the certificates of a run and say what is proved",
-        description="Recompute every certificate of a run from its checkpoint, and say in words what is proved.",
+        description="Recompute every certificate of a run from its checkpoint and say what is proved.",
     )
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder written by train")
     parser.add_argument("--radii", type=float, nargs="+", default=list(RADII), metavar="R", help="ℓ2 radii")
@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
         attack_restarts=options.restarts,
     )
     out = console()
-    out.print(
-        certified_table(f"{len(split.y_eval)} {config.evaluate_on} images of {options.path}", result, radii)
-    )
+    title = f"{len(split.y_eval)} {config.evaluate_on} images of {options.path}"
+    out.print(title, style="bold", markup=False, soft_wrap=True)
+    out.print(certified_table(result, radii))
     out.print(_statement(result))
     if options.attack:
         if result.broken:
@@ -63,11 +63,12 @@ def run(options: argparse.Namespace) -> int:
 def _statement(result: Evaluation) -> str:
     median = float(result.certificate.radius.median())
     return (
-        f"[bold]Proved[/bold]: the network is {result.lipschitz_bound:.9f}-Lipschitz for the ℓ2 norm. For each image "
-        f"counted at a radius, no input within that distance, valid image or not, gets another prediction. "
-        f"The median image is safe up to {median:.3f}.\n"
-        f"[bold]How[/bold]: radius = smallest margin over ‖w_i − w_j‖ times the bound of the layers before, each "
-        f"weight's norm verified from above; rounding of the evaluation subtracted, every step rounded down.\n"
-        f"[bold]Assuming[/bold]: the weights as stored, evaluated in float64 with round to nearest and sums in any "
-        f"order; pixels divided by 16 as in training; no other processing of the input."
+        f"[bold]Proved[/bold]: the network is {result.lipschitz_bound:.9f}-Lipschitz for the ℓ2 norm. For each "
+        f"image counted at a radius, no input within that distance, valid image or not, gets another "
+        f"prediction. The median image is safe up to {median:.3f}.\n"
+        f"[bold]How[/bold]: radius = smallest margin over ‖w_i − w_j‖ times the bound of the layers before, "
+        f"each weight's norm verified from above; rounding of the evaluation subtracted, every step rounded "
+        f"down.\n"
+        f"[bold]Assuming[/bold]: the weights as stored, evaluated in float64 with round to nearest and sums in "
+        f"any order; pixels divided by 16 as in training; no other processing of the input."
     )

@@ -13,8 +13,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "inspect",
         help="show the singular values and the bound of every layer of a run",
-        description="Show, for every layer of a run, its singular values, how far it is from orthogonal, and a "
-        "verified bound on its norm.",
+        description="Show, for every layer of a run, its singular values, how far it is from orthogonal, and "
+        "a verified bound on its norm.",
     )
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder written by train")
     parser.set_defaults(run=run)
@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
     title = (
         f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"
     )
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("layer", "type"):
         table.add_column(name)
-    for name in ("weight", "smallest σ − 1", "largest σ − 1", "defect ‖I − QQᵀ‖", "bound − 1"):
+    for name in ("weight", "σ min − 1", "σ max − 1", "defect", "bound − 1"):
         table.add_column(name, justify="right")
     for spectrum in layer_spectra(model):
         layer, values = by_path[spectrum.path], spectrum.singular_values
@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
             f"{layer.bound - 1:+.2e}",
         )
     out = console()
+    out.print(f"[bold]{title}[/bold]", soft_wrap=True)
     out.print(table)
+    out.print("defect: ‖I − QQᵀ‖₂ on the shorter side; bound: verified, never below the norm")
     out.print(f"Lipschitz bound of the network: {bounds.bound:.9f}")
     return 0

@@ -17,12 +17,12 @@ def console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False)
 
 
-def certified_table(title: str, result: Evaluation, radii: Sequence[float]) -> "Table":
+def certified_table(result: Evaluation, radii: Sequence[float]) -> "Table":
     """Accuracy by radius: proved, and under attack where there was one."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("ℓ2 radius", justify="right")
     table.add_column("certified", justify="right", style="bold")
     if result.attacked:

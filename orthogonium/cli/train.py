@@ -34,7 +34,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     say("--preset", choices=list(PRESETS), metavar="NAME", help=f"orthogonalisation: {', '.join(PRESETS)}")
     say("--model", choices=list(MODELS), metavar="NAME", help=f"architecture: {', '.join(MODELS)}")
     say("--recipe", choices=list(RECIPES), default="balanced",
-        help="balanced: best at small radii; radius: gives up some of it for large ones (default: balanced)")  # fmt: skip
+        help="balanced: best at small radii; radius: better at large ones (default: balanced)")  # fmt: skip
     say("--epochs", type=int, help=f"passes over the training data (default: {default.epochs})")
     say("--seed", type=int, help=f"of weights, batches and noise (default: {default.seed})")
     say("--width", type=int, help=f"features between layers, even (default: {default.width})")
@@ -45,7 +45,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     say("--offset", type=float, help="margin that the loss asks for (default: from the recipe)")
     say("--noise", type=float, help="standard deviation added to pixels (default: from the recipe)")
     say("--evaluate-on", choices=["test", "validation"],
-        help="validation: hold out a part of the training data instead, for tuning (default: test)")  # fmt: skip
+        help="validation: hold out part of the training data, for tuning (default: test)")  # fmt: skip
     say(
         "--out",
         type=Path,
@@ -207,7 +207,9 @@ def _write_results(folder: RunFolder, trainer: Trainer, result: Evaluation, seco
 def _report(folder: RunFolder, config: TrainConfig, result: Evaluation, seconds: float) -> None:
     out = console()
     size = len(result.certificate.radius)
-    out.print(certified_table(f"{size} {config.evaluate_on} images, preset {config.preset}", result, RADII))
+    title = f"{size} {config.evaluate_on} images, {config.model}, preset {config.preset}, seed {config.seed}"
+    out.print(title, style="bold")
+    out.print(certified_table(result, RADII))
     out.print(f"Lipschitz bound {result.lipschitz_bound:.9f}, {seconds:.0f} seconds")
     out.print(
         f"Files in {folder.path}: model.safetensors, config.json, metrics.json, 3 plots", highlight=False

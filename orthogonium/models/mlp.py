@@ -1,5 +1,7 @@
 """A fully connected network that never grows a distance."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -47,7 +49,7 @@ def lipschitz_mlp(
         raise ValueError(f"width must be even, as MaxMin pairs features, got {width}. Use {width + 1}")
     features = [in_features, *[width] * (depth - 1), out_features]
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(features[:-1], features[1:], strict=True):
+    for before, after in itertools.pairwise(features):
         layers += [
             OrthoLinear(before, after, ortho_params=ortho_params, device=device, dtype=dtype),
             MaxMin(),

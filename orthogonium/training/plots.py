@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito, "Color universal design", 2008.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#6b6b6b"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.size": 10,
     "axes.spines.top": False,
@@ -73,11 +73,17 @@ def plot_certified_accuracy(
         for radius in marked:
             height = float(percent[int((radii <= radius).sum()) - 1])
             axes.plot([radius], [height], "o", color=_BLUE, markersize=6, zorder=5)
+            if height > 12:  # under the curve, towards the origin but not over the axis
+                shift, side = ((0, -8), "center") if radius < 0.15 else ((-5, -5), "right")
+                above = "top"
+            else:
+                shift, side, above = (12, 14), "left", "bottom"
             axes.annotate(
-                f"{height:.1f} %", (radius, height), (-5, -6), textcoords="offset points",
-                ha="right", va="top", color=_BLUE, fontsize=9,
+                f"{height:.1f} %", (radius, height), shift, textcoords="offset points",
+                ha=side, va=above, color=_BLUE, fontsize=9,
             )  # fmt: skip
-        axes.set(xlim=(0, float(radii[-1])), ylim=(0, 101.5))
+        reached = radii[certified > 0].tolist() + [r for r, share in attacked.items() if share > 0]
+        axes.set(xlim=(0, 1.1 * max(reached, default=1.0)), ylim=(0, 101.5))
         axes.set_xlabel("ℓ2 radius of the perturbation (pixels in [0, 1])")
         axes.set_ylabel("images classified correctly (%)")
         axes.set_title("Certified accuracy, and what an attack achieves")
@@ -118,10 +124,9 @@ def plot_singular_values(path: Path, spectra: Sequence[LayerSpectrum]) -> None:
                 textcoords="offset points", ha="center", fontsize=8, color=_GREY,
             )  # fmt: skip
         axes.axhline(0, color=_GREY, linewidth=1)
-        for side in (-unit, unit):
-            axes.axhline(side, color=_ORANGE, linewidth=1.2, linestyle="--")
-        axes.annotate("± float32 machine epsilon", (0.995, unit), (0, 3), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="right", fontsize=8, color=_ORANGE)  # fmt: skip
+        for side, label in ((-unit, None), (unit, "± float32 machine epsilon")):
+            axes.axhline(side, color=_ORANGE, linewidth=1.2, linestyle="--", label=label)
+        axes.legend(loc="upper right")
         limit = 1.6 * max(largest, unit)
         names = [f"{s.path}\n{s.shape[0]} × {s.shape[1]}" for s in spectra]
         axes.set(xlim=(-0.5, len(spectra) - 0.5), ylim=(-limit, limit))

@@ -37,7 +37,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise RunFolderError(
-                    f"{path} is not empty and stays as it is. Choose another --out, or --resume an interrupted run"
+                    f"{path} is not empty and stays as it is. "
+                    f"Choose another --out, or --resume an interrupted run"
                 )
             probe = path / ".writable"
             probe.touch()
