@@ -12,6 +12,7 @@ from orthogonium.certification.sequential import Link, product, read_sequential
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48
+_FARTHEST = 2.0**20  # times the size of the input: farther out, rounding alone could decide
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
     reach = distances[subject] * feature_bound * (1 + 2 * _ROUNDOFF)  # how fast each gap can close
     is_subject = torch.nn.functional.one_hot(subject, logits.shape[1]).bool()
     margin = gaps.masked_fill(is_subject, math.inf).amin(1)
-    radius = _radius(gaps, reach, is_subject, torch.zeros(len(x), dtype=torch.float64))
     # The error at an attacked input is bounded through its norm: at most that of x plus the radius.
     size = torch.linalg.vector_norm(x.flatten(1), dim=1) * (1 + 2 * gamma(x[0].numel() + 2) if len(x) else 1)
-    error = _forward_error(links, size + radius)
-    radius = _radius(gaps, reach, is_subject, error)
+    exact = _radius(gaps, reach, is_subject, torch.zeros_like(size)).clamp_max(_FARTHEST * (1 + size))
+    error = _forward_error(links, size + exact)
+    radius = torch.minimum(exact, _radius(gaps, reach, is_subject, error))
     certain = torch.isfinite(logits).all(1) & torch.isfinite(error) & (margin > 0)
     return Certificate(prediction, torch.where(certain, radius, 0.0), margin, product(links))
 

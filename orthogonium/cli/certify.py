@@ -63,12 +63,12 @@ def run(options: argparse.Namespace) -> int:
 def _statement(result: Evaluation) -> str:
     median = float(result.certificate.radius.median())
     return (
-        f"[bold]Proved[/bold]: the network is {result.lipschitz_bound:.9f}-Lipschitz for the ℓ2 norm. For each "
-        f"image counted at a radius, no input within that distance, valid image or not, gets another "
+        f"[bold]Proved[/bold]: the network is {result.lipschitz_bound:.9f}-Lipschitz for the ℓ2 norm. For "
+        f"each image counted at a radius, no input within that distance, valid image or not, gets another "
         f"prediction. The median image is safe up to {median:.3f}.\n"
         f"[bold]How[/bold]: radius = smallest margin over ‖w_i − w_j‖ times the bound of the layers before, "
         f"each weight's norm verified from above; rounding of the evaluation subtracted, every step rounded "
         f"down.\n"
-        f"[bold]Assuming[/bold]: the weights as stored, evaluated in float64 with round to nearest and sums in "
-        f"any order; pixels divided by 16 as in training; no other processing of the input."
+        f"[bold]Assuming[/bold]: the weights as stored, evaluated in float64 with round to nearest and sums "
+        f"in any order; pixels divided by 16 as in training; no other processing of the input."
     )

@@ -31,9 +31,9 @@ def run(options: argparse.Namespace) -> int:
     title = (
         f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"
     )
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("layer", "type"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("weight", "σ min − 1", "σ max − 1", "defect", "bound − 1"):
         table.add_column(name, justify="right")
     for spectrum in layer_spectra(model):

@@ -118,7 +118,7 @@ def plot_singular_values(path: Path, spectra: Sequence[LayerSpectrum]) -> None:
     with _figure(path, 1, (7.0, 4.0)) as (axes,):
         for column, (spectrum, deviation) in enumerate(zip(spectra, deviations, strict=True)):
             spread = torch.linspace(-0.36, 0.36, len(deviation)) if len(deviation) > 1 else torch.zeros(1)
-            axes.plot(column + spread, deviation, ".", color=_BLUE, markersize=4, alpha=0.8)
+            axes.plot(column + spread, deviation, ".", color=_BLUE, markersize=5)
             axes.annotate(
                 f"defect {spectrum.defect:.1e}", (column, 0), (0, 8), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="center", fontsize=8, color=_GREY,
