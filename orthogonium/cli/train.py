@@ -57,6 +57,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="store_true",
         help="go on with an interrupted run in --out; ends as if never interrupted",
     )
+    say("--threads", type=int, default=1, help="CPU threads; more gain nothing at this size (default: 1)")
     say("--device", default="cpu", help="where to train, for example cpu or cuda (default: cpu)")
     say(
         "--attack-steps",
@@ -72,6 +73,9 @@ def run(options: argparse.Namespace) -> int:
     device = _device(options.device)
     if options.attack_steps < 0:
         raise CommandError(f"--attack-steps must be at least 0, got {options.attack_steps}", 2)
+    if options.threads < 1:
+        raise CommandError(f"--threads must be at least 1, got {options.threads}", 2)
+    torch.set_num_threads(options.threads)
     folder, config = _start(options)
     began = time.perf_counter()
     split = load_digits(config.evaluate_on, config.split_seed).to(device)
@@ -214,4 +218,4 @@ def _report(folder: RunFolder, config: TrainConfig, result: Evaluation, seconds:
     out.print(
         f"Files in {folder.path}: model.safetensors, config.json, metrics.json, 3 plots", highlight=False
     )
-    out.print(f"Next: python -m orthogonium certify {folder.path}", highlight=False, soft_wrap=True)
+    out.print(f"Next: python -m orthogonium certify {folder.path}", soft_wrap=True)

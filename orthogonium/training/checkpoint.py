@@ -1,16 +1,17 @@
 """Tensors on disk with a checksum, read back only when they are exactly what a model expects."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_FORMAT = "orthogonium"
-_FORMAT_VERSION = "1"
-_HEADER_KEYS = ("format", "format_version", "sha256")
+_KEY = "orthogonium"  # the one metadata entry; several would be written in no fixed order
+_FORMAT_VERSION = 1
 
 
 class CheckpointError(Exception):
@@ -31,15 +32,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], extra: Mapping[str, 
 
     still = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     extra = dict(extra or {})
-    header = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
-        "sha256": _checksum(still, extra),
-        **extra,
-    }
+    header = {"format_version": _FORMAT_VERSION, "sha256": _checksum(still, extra), "extra": extra}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_bytes(save(still, metadata=header))
+        unfinished.write_bytes(save(still, metadata={_KEY: json.dumps(header, sort_keys=True)}))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -61,8 +57,7 @@ def load_tensors(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tens
         raise CheckpointError(f"{path} does not exist or is not a file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            _check_header(path, header)
+            header = _read_header(path, file.metadata() or {})
             _check_names(path, set(file.keys()), set(like))
             for name, expected in like.items():
                 _check_shape(path, name, file.get_slice(name).get_shape(), list(expected.shape))
@@ -71,7 +66,7 @@ def load_tensors(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tens
         raise CheckpointError(
             f"{path} cannot be read as safetensors, it may be cut short: {error}"
         ) from error
-    extra = {key: value for key, value in header.items() if key not in _HEADER_KEYS}
+    extra = header["extra"]
     for name, expected in like.items():
         if tensors[name].dtype != expected.dtype:
             raise CheckpointError(
@@ -108,13 +103,20 @@ def _checksum(tensors: Mapping[str, Tensor], extra: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _check_header(path: Path, header: Mapping[str, str]) -> None:
-    if header.get("format") != _FORMAT or "sha256" not in header:
-        raise CheckpointError(f"{path} was not written by orthogonium: its metadata name no such format")
-    if header.get("format_version") != _FORMAT_VERSION:
+def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Format version, checksum and extra text, from the metadata of the file."""
+    try:
+        header = json.loads(metadata[_KEY])
+        version, checksum, extra = header["format_version"], header["sha256"], header["extra"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise CheckpointError(
-            f"{path} has format version {header.get('format_version')}, this version reads {_FORMAT_VERSION}"
-        )
+            f"{path} was not written by orthogonium: its metadata name no such format"
+        ) from None
+    if version != _FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version}, this version reads {_FORMAT_VERSION}")
+    if not isinstance(extra, dict):
+        raise CheckpointError(f"{path} is damaged: its metadata are not those that were written")
+    return {"sha256": checksum, "extra": extra}
 
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:

@@ -140,8 +140,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_loadable_checkpoint(tmp_path):
         "--epochs",
         "100000",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--out", path], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([*command, "--out", path], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (path / "model.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -177,6 +176,7 @@ def test_a_full_folder_is_left_as_it_is(run, capsys):
         (["--learning-rate", "nan"], "learning_rate must be above 0, got nan"),
         (["--temperature", "-1"], "temperature must be above 0, got -1.0"),
         (["--attack-steps", "-1"], "--attack-steps must be at least 0, got -1"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--preset", "magic"], "invalid choice: 'magic'"),
         (["--model", "cnn"], "invalid choice: 'cnn'"),
         (["--seed", "-1"], "seed must lie in 0"),

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -79,10 +80,19 @@ def test_foreign_and_newer_files_are_refused(saved):
     tensors = network().state_dict()
     save_file(tensors, saved)
     refused(saved, "was not written by orthogonium")
-    save_file(tensors, saved, metadata={"format": "orthogonium", "format_version": "9", "sha256": ""})
+    header = {"format_version": 9, "sha256": "0" * 64, "extra": {}}
+    save_file(tensors, saved, metadata={"orthogonium": json.dumps(header)})
     refused(saved, "format version 9")
-    save_file(tensors, saved, metadata={"format": "orthogonium", "format_version": "1", "sha256": "0" * 64})
+    save_file(tensors, saved, metadata={"orthogonium": json.dumps({**header, "format_version": 1})})
     refused(saved, "checksum does not match")
+    save_file(tensors, saved, metadata={"orthogonium": "[1"})
+    refused(saved, "was not written by orthogonium")
+
+
+def test_the_same_tensors_give_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        save_tensors(tmp_path / name, network().state_dict(), {"one": "1", "two": "2", "three": "3"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_another_model_is_refused(saved):
