@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     say = parser.add_argument
     say("--preset", choices=list(PRESETS), metavar="NAME", help=f"orthogonalisation: {', '.join(PRESETS)}")
     say("--model", choices=list(MODELS), metavar="NAME", help=f"architecture: {', '.join(MODELS)}")
-    say("--recipe", choices=list(RECIPES), default="balanced",
+    say("--recipe", choices=list(RECIPES),
         help="balanced: best at small radii; radius: better at large ones (default: balanced)")  # fmt: skip
     say("--epochs", type=int, help=f"passes over the training data (default: {default.epochs})")
     say("--seed", type=int, help=f"of weights, batches and noise (default: {default.seed})")
@@ -85,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         write_json(folder.config, config.to_dict())
     try:
+        _save(folder, trainer)
         _train(trainer, folder)
+        _save(folder, trainer)
     except KeyboardInterrupt:
         _save(folder, trainer)
         epoch = trainer.snapshot.epoch
@@ -106,13 +109,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _start(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig]:
     """The folder and the config that the options ask for, both checked before anything is written."""
-    given = {
+    given: dict[str, Any] = dict(RECIPES[options.recipe]) if options.recipe else {}
+    given |= {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(TrainConfig)
         if getattr(options, field.name, None) is not None
     }
     try:
-        config = TrainConfig(**{**RECIPES[options.recipe], **given})
+        config = TrainConfig(**{**RECIPES["balanced"], **given})
     except (TypeError, ValueError) as error:
         raise CommandError(str(error), 2) from error
     path = options.out or Path("runs") / f"digits-{config.preset}-seed{config.seed}"

@@ -14,8 +14,8 @@ from orthogonium.training.data import CLASSES, FEATURES
 
 MODELS = {"mlp": lipschitz_mlp}
 RECIPES: dict[str, dict[str, float]] = {
-    "balanced": {"temperature": 10.0, "offset": 1.0, "noise": 0.1},
-    "radius": {"temperature": 10.0, "offset": 1.4, "noise": 0.1},
+    "balanced": {"temperature": 10.0, "offset": 1.0, "noise": 0.05},
+    "radius": {"temperature": 16.0, "offset": 1.6, "noise": 0.1},
 }
 _FORMAT_VERSION = 1
 
@@ -31,14 +31,14 @@ class TrainConfig:
 
     model: str = "mlp"
     preset: str = "default"
-    width: int = 128
+    width: int = 256
     depth: int = 4
-    epochs: int = 100
+    epochs: int = 60
     batch_size: int = 64
     learning_rate: float = 0.01
     temperature: float = 10.0
     offset: float = 1.0
-    noise: float = 0.1
+    noise: float = 0.05
     seed: int = 0
     split_seed: int = 0
     evaluate_on: str = "test"

@@ -87,12 +87,11 @@ class Trainer:
         self.model.load_state_dict(snapshot.model)
         self.optimizer.state.clear()
         for name, parameter in self.parameters.items():
-            if f"{name}/step" in snapshot.state:
-                self.optimizer.state[parameter] = {
-                    "step": snapshot.state[f"{name}/step"].clone(),
-                    "exp_avg": snapshot.state[f"{name}/exp_avg"].to(parameter, copy=True),
-                    "exp_avg_sq": snapshot.state[f"{name}/exp_avg_sq"].to(parameter, copy=True),
-                }
+            self.optimizer.state[parameter] = {
+                "step": snapshot.state[f"{name}/step"].clone(),
+                "exp_avg": snapshot.state[f"{name}/exp_avg"].to(parameter, copy=True),
+                "exp_avg_sq": snapshot.state[f"{name}/exp_avg_sq"].to(parameter, copy=True),
+            }
         self.generator.set_state(snapshot.state["generator"])
         self.history = list(snapshot.history)
         self.snapshot = snapshot
@@ -139,7 +138,9 @@ class Trainer:
     def _take_snapshot(self) -> Snapshot:
         state: dict[str, Tensor] = {"generator": self.generator.get_state()}
         for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            zeros = torch.zeros_like(parameter)  # what Adam starts from
+            fresh = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros}
+            for key, value in (self.optimizer.state.get(parameter) or fresh).items():
                 state[f"{name}/{key}"] = value.detach().cpu().clone()
         model = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         return Snapshot(len(self.history), model, state, list(self.history))

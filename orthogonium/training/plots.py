@@ -91,11 +91,12 @@ def plot_certified_accuracy(
 
 
 def plot_training(path: Path, history: Sequence[EpochRecord], evaluated_on: str) -> None:
-    """Loss and error rate over epochs, both on logarithmic axes."""
+    """Loss and error rate over epochs, the latter on a logarithmic axis."""
     epochs = [record.epoch for record in history]
     with _figure(path, 2, (9.0, 3.8)) as (left, right):
-        left.semilogy(epochs, [record.loss for record in history], color=_BLUE)
+        left.plot(epochs, [record.loss for record in history], color=_BLUE)
         left.set(title="Training loss", xlabel="epoch", ylabel="margin cross-entropy")
+        left.set_ylim(bottom=0)
         for name, colour, style, values in (
             ("training, with noise", _BLUE, "-", [record.train_accuracy for record in history]),
             (evaluated_on, _ORANGE, "--", [record.eval_accuracy for record in history]),

@@ -156,6 +156,9 @@ def test_resume_refuses_other_options_and_finished_runs(run, capsys):
     assert "--width 32 differs from the run's 16" in failure(
         capsys, ["train", "--resume", "--out", run, "--width", 32], 2
     )
+    assert "--temperature 16.0 differs" in failure(
+        capsys, ["train", "--resume", "--out", run, "--recipe", "radius"], 2
+    )
     assert "nothing to resume" in failure(capsys, ["train", "--resume", "--out", run], 2)
     assert "not a run folder" in failure(capsys, ["train", "--resume", "--out", run / "none"], 1)
 
