@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from orthogonium.certification.matrix_norms import _row_distances_upper_bound, gamma
 from orthogonium.certification.sequential import Link, product, read_sequential
+from orthogonium.layers import GroupSort
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48
@@ -105,6 +106,8 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
         raise TypeError(
             f"x must be a real floating-point tensor, got {x.dtype}. Convert it, e.g. with x.float()"
         )
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (N, ...), got {tuple(x.shape)}. For one input use x[None]")
     x = x.detach().to(device="cpu", dtype=torch.float64)
     logits = _evaluate(links, x)
     if logits.ndim != 2 or logits.shape[1] < 2:
@@ -120,7 +123,8 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
     is_subject = torch.nn.functional.one_hot(subject, logits.shape[1]).bool()
     margin = gaps.masked_fill(is_subject, math.inf).amin(1)
     # The error at an attacked input is bounded through its norm: at most that of x plus the radius.
-    size = torch.linalg.vector_norm(x.flatten(1), dim=1) * (1 + 2 * gamma(x[0].numel() + 2) if len(x) else 1)
+    terms = math.prod(x.shape[1:])
+    size = torch.linalg.vector_norm(x.flatten(1), dim=1) * (1 + 2 * gamma(terms + 2))
     exact = _radius(gaps, reach, is_subject, torch.zeros_like(size)).clamp_max(_FARTHEST * (1 + size))
     error = _forward_error(links, size + exact)
     radius = torch.minimum(exact, _radius(gaps, reach, is_subject, error))
@@ -129,13 +133,19 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
 
 
 def _evaluate(links: list[Link], x: Tensor) -> Tensor:
-    """The logits in float64; a linear layer must see ``(N, features)``, as the error bound assumes."""
+    """The logits in float64; each layer must treat ``(N, features)`` row by row, as the bounds assume."""
     with torch.no_grad():
         for link in links:
             if isinstance(link.plain, nn.Linear) and x.shape[1:] != (link.plain.in_features,):
                 raise ValueError(
                     f"{link.path} ({link.kind}) takes (N, {link.plain.in_features}), got {tuple(x.shape)}. "
                     f"Reshape x, or put a Flatten first"
+                )
+            if isinstance(link.plain, GroupSort) and link.plain.dim == -x.ndim:
+                raise ValueError(f"{link.path} ({link.kind}) has dim={-x.ndim}, which mixes the batch here")
+            if isinstance(link.plain, nn.Flatten) and link.plain.start_dim == -x.ndim:
+                raise ValueError(
+                    f"{link.path} (Flatten) has start_dim={-x.ndim}, which merges the batch here"
                 )
             x = link.plain(x)
     return x

@@ -46,7 +46,7 @@ def read_sequential(model: nn.Module) -> list[Link]:
         ValueError: ``model`` is in training mode, a weight is complex or not finite, or Flatten merges
             the batch.
     """
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError(
             "the model is in training mode, where it may compute something else. Call model.eval()"
         )
@@ -60,12 +60,14 @@ def plain_network(links: list[Link]) -> nn.Sequential:
 
 def _flat(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     name = path or "the model itself"
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         raise TypeError(
-            f"{name} ({type(module).__name__}) has forward hooks, which can change its output. Remove them"
+            f"{name} ({type(module).__name__}) has forward hooks, or a forward of its own, which can change "
+            f"its output. Remove them"
         )
-    if type(module) is nn.Sequential:
-        for key, child in module.named_children():
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        for key, child in module._modules.items():  # named_children leaves out a module's second use
+            assert child is not None  # Sequential holds modules only
             yield from _flat(child, f"{path}.{key}" if path else key)
     else:
         yield name, module
@@ -77,6 +79,8 @@ def _link(path: str, module: nn.Module) -> Link:
         return _linear(path, kind, module)
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
         raise ValueError(f"{path} (Flatten) has start_dim=0, which merges the batch. Use start_dim=1")
+    if isinstance(module, GroupSort) and module.dim == 0:
+        raise ValueError(f"{path} ({kind}) has dim=0, which mixes the batch. Use dim=1")
     if type(module) in _EXACT:
         return Link(path, kind, module)
     if type(module) is nn.Dropout:  # the identity, in evaluation mode

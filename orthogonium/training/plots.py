@@ -73,14 +73,15 @@ def plot_certified_accuracy(
         for radius in marked:
             height = float(percent[int((radii <= radius).sum()) - 1])
             axes.plot([radius], [height], "o", color=_BLUE, markersize=6, zorder=5)
-            if height > 12:  # under the curve, towards the origin but not over the axis
-                shift, side = ((0, -8), "center") if radius < 0.15 else ((-5, -5), "right")
-                above = "top"
+            if radius < 0.15:  # under the curve, towards the origin but not over the axis
+                shift, side, level = (0, -8), "center", "top"
+            elif height > 12:
+                shift, side, level = (-5, -5), "right", "top"
             else:
-                shift, side, above = (12, 14), "left", "bottom"
+                shift, side, level = (-8, 0), "right", "center"
             axes.annotate(
                 f"{height:.1f} %", (radius, height), shift, textcoords="offset points",
-                ha=side, va=above, color=_BLUE, fontsize=9,
+                ha=side, va=level, color=_BLUE, fontsize=9,
             )  # fmt: skip
         reached = radii[certified > 0].tolist() + [r for r, share in attacked.items() if share > 0]
         axes.set(xlim=(0, 1.1 * max(reached, default=1.0)), ylim=(0, 101.5))

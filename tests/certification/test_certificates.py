@@ -147,6 +147,12 @@ def test_bad_input_is_named():
         certify(model, torch.ones(1, 6, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"takes \(N, 6\), got \(1, 2, 4\)|takes \(N, 6\), got \(1, 8\)"):
         certify(model, torch.ones(1, 2, 4))
+    with pytest.raises(ValueError, match=r"got \(6,\)\. For one input use x\[None\]"):
+        certify(model, torch.ones(6))
+    with pytest.raises(ValueError, match="dim=-2, which mixes the batch"):
+        certify(nn.Sequential(MaxMin(dim=-2)).eval(), torch.ones(2, 2))
+    with pytest.raises(ValueError, match="start_dim=-2, which merges the batch"):
+        certify(nn.Sequential(nn.Flatten(-2)).eval(), torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(3,\)"):
         certify(model, torch.ones(2, 6), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"0 … 3, got 4 … 4"):

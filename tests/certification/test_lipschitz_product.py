@@ -43,6 +43,13 @@ def test_bound_is_not_below_any_observed_slope():
     assert slopes.max() <= bound
 
 
+def test_a_module_that_is_used_twice_counts_twice():
+    double, sort = scaled_identity(4, 2.0), MaxMin()
+    model = nn.Sequential(double, sort, double, sort).eval()
+    assert len(lipschitz_product(model).layers) == 4
+    assert lipschitz_product(model).bound == pytest.approx(4, rel=1e-6)
+
+
 class Doubling(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -64,6 +71,20 @@ def test_hooks_are_refused():
         lipschitz_product(model)
 
 
+def test_a_forward_of_its_own_is_refused():
+    model = nn.Sequential(nn.Identity()).eval()
+    model[0].forward = lambda x: 2 * x
+    with pytest.raises(TypeError, match="a forward of its own"):
+        lipschitz_product(model)
+
+
+def test_one_layer_in_training_mode_is_enough_to_refuse():
+    model = nn.Sequential(nn.Identity(), nn.Dropout()).eval()
+    model[1].train()
+    with pytest.raises(ValueError, match="training mode"):
+        lipschitz_product(model)
+
+
 def test_training_mode_nan_and_merged_batches_are_refused():
     with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
         lipschitz_product(nn.Sequential(nn.Dropout()))
@@ -73,3 +94,5 @@ def test_training_mode_nan_and_merged_batches_are_refused():
         lipschitz_product(nn.Sequential(broken).eval())
     with pytest.raises(ValueError, match="start_dim=0, which merges the batch"):
         lipschitz_product(nn.Sequential(nn.Flatten(0)).eval())
+    with pytest.raises(ValueError, match="dim=0, which mixes the batch"):
+        lipschitz_product(nn.Sequential(MaxMin(dim=0)).eval())

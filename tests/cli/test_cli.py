@@ -248,3 +248,10 @@ def test_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert main(["train", "--help"]) == 0
     assert "--preset" in capsys.readouterr().out
+
+
+def test_importing_the_commands_needs_torch_alone():
+    code = "import sys, orthogonium.cli; print([m for m in sys.argv[1:] if m in sys.modules])"
+    extras = ["matplotlib", "rich", "safetensors", "sklearn"]
+    result = subprocess.run([sys.executable, "-c", code, *extras], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
