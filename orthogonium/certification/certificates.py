@@ -128,7 +128,7 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
     exact = _radius(gaps, reach, is_subject, torch.zeros_like(size)).clamp_max(_FARTHEST * (1 + size))
     error = _forward_error(links, size + exact)
     radius = torch.minimum(exact, _radius(gaps, reach, is_subject, error))
-    certain = torch.isfinite(logits).all(1) & torch.isfinite(error) & (margin > 0)
+    certain = torch.isfinite(logits).all(1) & torch.isfinite(error)
     return Certificate(prediction, torch.where(certain, radius, 0.0), margin, product(links))
 
 

@@ -45,6 +45,15 @@ def test_scale_is_harmless(scale):
     assert truth <= _norm_upper_bound(matrix) <= truth * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1 - 1e-7, 1 - 1e-12, 1 + 1e-7, 2.0])
+def test_a_wrong_eigenvalue_solver_cannot_make_it_wrong(monkeypatch, factor):
+    matrix = torch.randn(9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = exact_norm(matrix)
+    solve = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: factor * solve(gram))
+    assert _norm_upper_bound(matrix) >= truth
+
+
 def test_orthogonal_matrices_are_bounded_to_rounding():
     q, _ = torch.linalg.qr(
         torch.randn(80, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
