@@ -1,6 +1,7 @@
 """The command line: read arguments, run one command, turn failures into a line and a status."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 1 on failure, 2 on wrong usage, 130 when interrupted. Errors are one or two lines
         on standard error.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows "?" instead of failing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
@@ -36,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.name} is not installed. Run: pip install 'orthogonium[demo]'", 1)
     except OSError as error:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _fail("there is not enough memory. Use a smaller --width, --depth or --batch-size", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

@@ -35,7 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     say("--preset", choices=list(PRESETS), metavar="NAME", help=f"orthogonalisation: {', '.join(PRESETS)}")
     say("--model", choices=list(MODELS), metavar="NAME", help=f"architecture: {', '.join(MODELS)}")
     say("--recipe", choices=list(RECIPES),
-        help="balanced: best at small radii; radius: better at large ones (default: balanced)")  # fmt: skip
+        help="balanced: best up to a radius of 0.5; radius: best beyond it (default: balanced)")  # fmt: skip
     say("--epochs", type=int, help=f"passes over the training data (default: {default.epochs})")
     say("--seed", type=int, help=f"of weights, batches and noise (default: {default.seed})")
     say("--width", type=int, help=f"features between layers, even (default: {default.width})")

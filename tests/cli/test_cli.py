@@ -244,6 +244,21 @@ def test_a_missing_extra_is_named(run, capsys, monkeypatch):
     assert "pip install 'orthogonium[demo]'" in message
 
 
+def test_too_little_memory_is_said(run, capsys, monkeypatch):
+    def starve(path):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("orthogonium.cli.inspect.load_run", starve)
+    assert "not enough memory. Use a smaller --width" in failure(capsys, ["inspect", run], 1)
+
+
+def test_a_terminal_without_these_signs_still_works(finished):
+    command = [sys.executable, "-m", "orthogonium", "inspect", str(finished)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "Lipschitz bound of the network" in result.stdout
+
+
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert main(["train", "--help"]) == 0
