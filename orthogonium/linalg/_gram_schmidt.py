@@ -1,0 +1,191 @@
+"""``W = L Q`` with ``L`` lower triangular and a non-negative diagonal: one derivative for every way to compute it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from orthogonium.linalg._opaque import opaque
+from orthogonium.linalg._precision import (
+    raise_if_not_finite,
+    scaled_to_one,
+    smallest_safe_scale,
+    times_power_of_two,
+    without_autocast,
+)
+
+Factors = tuple[Tensor, Tensor]
+
+
+def solve_lower(lower: Tensor, right: Tensor) -> Tensor:
+    """``L⁻¹ B`` through the transposed system, which spares LAPACK two changes of layout for row-major ``B``."""
+    return torch.linalg.solve_triangular(lower.mT, right.mT, upper=True, left=False).mT
+
+
+def solve_lower_transposed(lower: Tensor, right: Tensor) -> Tensor:
+    """``L⁻ᵀ B``, likewise."""
+    return torch.linalg.solve_triangular(lower, right.mT, upper=False, left=False).mT
+
+
+def in_ordinary_range(matrix: Tensor) -> bool:
+    """Whether squares of the entries neither overflow nor vanish. NaN and Inf are reported by an error."""
+    low, high = torch.aminmax(torch.linalg.vector_norm(matrix, float("inf"), dim=(-2, -1)))
+    safe = torch.finfo(matrix.dtype).tiny ** 0.375
+    if safe <= low.item() and high.item() <= 1 / safe:
+        return True
+    raise_if_not_finite("matrix", matrix)
+    return False
+
+
+def householder(matrix: Tensor) -> Factors:
+    """``(Q, L)`` by Householder reflections: backward stable, any rank, the diagonal of ``L`` made non-negative."""
+    if not in_ordinary_range(matrix):
+        scaled, exponent = scaled_to_one(matrix)
+        q, lower = _signed_qr(scaled)
+        return q, times_power_of_two(lower, exponent)
+    return _signed_qr(matrix)
+
+
+def _signed_qr(matrix: Tensor) -> Factors:
+    q, r = torch.linalg.qr(matrix.mT)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    signs = torch.where(diagonal < 0, -1.0, 1.0).to(matrix.dtype)
+    return (q * signs[..., None, :]).mT, (r * signs[..., :, None]).mT
+
+
+def cholesky(matrix: Tensor, stable: bool) -> Factors:
+    """``(Q, L)`` from the Cholesky factor of ``W Wᵀ``, verified, with :func:`householder` in float64 as the last resort."""
+    if in_ordinary_range(matrix):
+        for work in (matrix, matrix.double()) if matrix.dtype == torch.float32 else (matrix,):
+            factors = _verified_cholesky(work, stable)
+            if factors is not None:
+                q, lower = factors
+                return q.to(matrix.dtype), lower.to(matrix.dtype)
+    q, lower = householder(matrix.double())
+    return q.to(matrix.dtype), lower.to(matrix.dtype)
+
+
+def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
+    """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; if that is small, ``Q`` and ``L`` are corrected to first order.
+
+    What the correction leaves is ``‖E‖²``. ``None`` when the Gram matrix is not positive definite to rounding or ``E`` too
+    large. ``stable`` asks for ``E`` near rounding level: then ``κ`` was harmless, and ``L`` is as good as ``Q``.
+    """
+    lower, failed = torch.linalg.cholesky_ex(matrix @ matrix.mT)
+    if failed.any():
+        return None
+    q = solve_lower(lower, matrix)
+    error = q @ q.mT
+    error.diagonal(dim1=-2, dim2=-1).sub_(1)
+    eps = torch.finfo(matrix.dtype).eps
+    limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
+    if not torch.linalg.matrix_norm(error).amax().item() <= limit:
+        return None
+    step = error.tril_()
+    step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+    return torch.sub(q, step @ q), torch.add(lower, lower @ step) if stable else lower
+
+
+@opaque(
+    lambda matrix, method: (
+        torch.empty_like(matrix, memory_format=torch.contiguous_format),
+        matrix.new_empty((*matrix.shape[:-1], matrix.shape[-2])),
+    )
+)
+def _lq_forward(matrix: Tensor, method: str) -> Factors:
+    if method == "householder":
+        return householder(matrix)
+    return cholesky(matrix, stable=method == "cholesky_stable")
+
+
+@opaque(lambda grad, q, lower: torch.empty_like(grad, memory_format=torch.contiguous_format))
+def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor) -> Tensor:
+    """``L⁻ᵀ (G − S Q)`` with ``S`` the symmetric matrix whose lower triangle is that of ``G Qᵀ``.
+
+    Rows that depend on earlier ones (a zero on the diagonal of ``L``, to rounding) get the gradient zero, and a zero
+    matrix that of ``L = I``.
+    """
+    with without_autocast(grad):
+        cross = grad @ q.mT
+        right = grad - (cross.tril() + cross.tril(-1).mT) @ q
+        diagonal = lower.diagonal(dim1=-2, dim2=-1)
+        largest = diagonal.amax(-1, keepdim=True)
+        dependent = diagonal <= torch.finfo(lower.dtype).eps * lower.shape[-1] * largest
+        if dependent.any():
+            identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+            lower = torch.where(dependent[..., None, :], identity, lower)
+            keep = ~dependent | (largest == 0)
+            right = torch.where(keep[..., :, None], right, 0.0)
+        return solve_lower_transposed(_held_from_underflow(lower, largest), right)
+
+
+def _held_from_underflow(lower: Tensor, largest: Tensor) -> Tensor:
+    """``L``, enlarged where its scale is so small that an inverse would overflow."""
+    safe = smallest_safe_scale(lower.dtype)
+    if largest.numel() and largest.amin().item() < safe:
+        scale = torch.where(largest > 0, torch.full_like(largest, safe) / largest, 1.0).clamp_min(1.0)
+        return lower * scale[..., None]
+    return lower
+
+
+class _LQ(Function):
+    @staticmethod
+    def forward(matrix: Tensor, method: str) -> Factors:
+        return _lq_forward(matrix, method)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Factors) -> None:
+        ctx.save_for_backward(inputs[0], *output)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, unused: None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        matrix, q, lower = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _lq_backward(grad, q, lower), None
+        cross = grad @ q.mT
+        right = grad - (cross.tril() + cross.tril(-1).mT) @ q
+        return solve_lower_transposed((matrix @ q.mT).tril(), right), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], matrix: Tensor, method: str
+    ) -> tuple[Factors, tuple[int, int]]:
+        assert in_dims[0] is not None
+        return _apply(matrix.movedim(in_dims[0], 0), method), (0, 0)
+
+
+class _DualLQ(_LQ):
+    """With a forward-mode rule, which ``torch.compile`` does not accept."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Factors) -> None:
+        _LQ.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], *output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None]:
+        matrix, q, _ = ctx.saved_tensors
+        moved = solve_lower((matrix @ q.mT).tril(), tangent)
+        cross = moved @ q.mT
+        rotation = cross.triu(1)
+        return (rotation - rotation.mT) @ q + moved - cross @ q, None
+
+
+def _apply(matrix: Tensor, method: str) -> Factors:
+    return (_LQ if torch.compiler.is_compiling() else _DualLQ).apply(matrix, method)
+
+
+def gram_schmidt(matrix: Tensor, method: str) -> Tensor:
+    """The Gram–Schmidt factor of the rows of a wide matrix, of the columns of a tall one."""
+    if matrix.numel() == 0:
+        return matrix.clone()
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return _apply(matrix.mT, method)[0].mT
+    return _apply(matrix, method)[0]
+
+

@@ -1,0 +1,47 @@
+"""Functions that look at numbers to choose their path, made safe for tracers and the meta device."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
+
+
+def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Run the function itself in eager mode, and as one custom operator while PyTorch traces.
+
+    The functions below decide on the host ("is this matrix nearly orthogonal already?"), which a
+    tracer cannot follow. As a ``torch.library`` operator they stay a single node of the graph, so that
+    ``torch.compile(fullgraph=True)`` and ``torch.export`` keep the fast adaptive code. Eager calls skip
+    the operator and its dispatch cost; tensors on the meta device only get their shapes.
+
+    Args:
+        fake: takes the same arguments, returns empty tensors of the shapes that the function returns.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def contiguous(*args: Any) -> Any:
+            result = function(*args)
+            if isinstance(result, Tensor):
+                return result.contiguous()
+            return tuple(part.contiguous() for part in result)
+
+        name = f"orthogonium::{function.__name__.lstrip('_')}"
+        operator = torch.library.custom_op(name, contiguous, mutates_args=())
+        operator.register_fake(fake)
+
+        @wraps(function)
+        def call(*args: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return operator(*args)
+            if args[0].is_meta:
+                return fake(*args)
+            return function(*args)
+
+        return call
+
+    return decorate

@@ -1,0 +1,189 @@
+"""Roads to the polar factor of a wide matrix; which one is taken depends on how far it is from orthogonal.
+
+Each returns ``(Q, basis, values, route)``, the last three for the derivative; ``route`` is a pair on the CPU:
+
+| route | taken when | ``basis`` | ``values`` |
+|---|---|---|---|
+| ``NEAR``, a bound on ``‖W Wᵀ/c − I‖₂`` | that bound is small | ``H⁻¹`` (wide), nothing (square) | ``√c`` |
+| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors of ``W Wᵀ`` | singular values |
+| ``EIGENBASIS``, 1 | ``W`` is singular to rounding | the same | the same, null ones set to 0 |
+| ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
+"""
+
+import torch
+from torch import Tensor
+
+from orthogonium.linalg._precision import (
+    raise_if_not_finite,
+    scaled_to_one,
+    smallest_safe_scale,
+    times_power_of_two,
+)
+from orthogonium.linalg.minimax import (
+    inverse_sqrt_coefficients,
+    inverse_sqrt_radius,
+    matrix_polynomial,
+    polar_schedule,
+)
+
+NEAR, EIGENBASIS, PRODUCTS = 0.0, 1.0, 2.0
+
+Routed = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_DEGREES = {torch.float32: (2, 4, 6, 8), torch.float64: (2, 4, 6, 8, 11, 14)}
+_PRODUCTS = {2: 0, 4: 1, 6: 2, 8: 3, 11: 4, 14: 5}  # beyond the square, in `matrix_polynomial`
+
+# A Gram matrix squares the condition number κ: its eigenvectors are good to eps κ². Beyond this ratio of
+# eigenvalues the matrix is taken in float64 (from float32) or to the SVD (from float64).
+_GRAM_RATIO = 1e-3
+_GRAM_RATIO_DOUBLE = 1e-8
+
+# The first attempt by minimax steps covers singular values down to this share of the Frobenius norm.
+_LOWEST = 1e-3
+_ATTEMPTS = 3
+
+
+def _route(kind: float, parameter: float) -> Tensor:
+    return torch.tensor((kind, parameter), dtype=torch.float64)
+
+
+def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
+    """The polar factor of ``(..., m, n)``, ``m ≤ n``, float32 or float64, by the cheapest road that is safe."""
+    if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
+        return by_fixed_schedule(matrix)
+    gram = matrix @ matrix.mT
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    low, high = (bound.item() for bound in torch.aminmax(mean))
+    safe = torch.finfo(matrix.dtype).tiny ** 0.75
+    if not (safe <= low and high <= 1 / safe):  # also when NaN
+        raise_if_not_finite("matrix", matrix)
+        scaled, exponent = scaled_to_one(matrix)
+        return _rescaled(by_svd(scaled), exponent)
+    near = _near(matrix, gram, mean, budget)
+    if near is not None:
+        return near
+    return by_minimax(matrix) if matrix.is_cuda else by_eigenbasis(matrix, gram)
+
+
+def _rescaled(routed: Routed, exponent: Tensor) -> Routed:
+    """The same factor for ``W · 2^e``: only the singular values change, held where their inverse is finite."""
+    q, basis, values, route = routed
+    moved = times_power_of_two(values, exponent[..., 0]).clamp_min(smallest_safe_scale(q.dtype))
+    return q, basis, torch.where(values > 0, moved, 0.0), route
+
+
+def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | None:
+    """``Q = p(E) W / √c`` with ``c (I + E) = W Wᵀ`` and ``p(x) ≈ (1 + x)^(−½)``, if ``E`` is small enough.
+
+    ``‖E‖₂ ≤ ‖E²‖_F^½`` bounds the spectrum before anything is spent, so the result is known to be orthogonal to
+    rounding: neither a loop nor a check.
+    """
+    rows = matrix.shape[-2]
+    tolerance = 2 * torch.finfo(matrix.dtype).eps
+    degrees = [d for d in _DEGREES[matrix.dtype] if _PRODUCTS[d] + 1 <= 2 * budget]
+    if not degrees:
+        return None
+    reach = inverse_sqrt_radius(degrees[-1], tolerance)
+    error = gram / mean[..., None, None]
+    error.diagonal(dim1=-2, dim2=-1).sub_(1)
+    size = torch.linalg.matrix_norm(error).amax().item()
+    if not size <= reach * rows**0.25:  # else ‖E²‖_F^½ cannot be within reach either
+        return None
+    square = error @ error
+    spread = min(size, torch.linalg.matrix_norm(square).amax().item() ** 0.5)
+    if spread > reach:
+        return None
+    degree = next(d for d in degrees if spread <= inverse_sqrt_radius(d, tolerance))
+    radius = inverse_sqrt_radius(degree, tolerance)
+    scale = mean.sqrt()
+    inverse = matrix_polynomial(error, inverse_sqrt_coefficients(degree, radius), square)
+    inverse /= scale[..., None, None]
+    q = inverse @ matrix
+    if rows == matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
+        inverse, _ = _nothing(matrix)
+    return q, inverse, scale[..., None].expand(matrix.shape[:-1]), _route(NEAR, spread)
+
+
+def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
+    """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
+    eigenvalues, basis = torch.linalg.eigh(gram)
+    ratio = (eigenvalues[..., 0] / eigenvalues[..., -1]).amin().item()
+    limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
+    if not ratio >= limit:
+        if matrix.dtype == torch.float64 or gram.dtype == torch.float64:
+            return by_svd(matrix)
+        double = matrix.double()
+        return by_eigenbasis(matrix, double @ double.mT)
+    wide = matrix.to(gram.dtype)
+    values = eigenvalues.sqrt()
+    if matrix.shape[-1] >= 2 * matrix.shape[-2]:
+        q = ((basis / values[..., None, :]) @ basis.mT) @ wide
+    else:
+        q = basis @ ((basis.mT @ wide) / values[..., :, None])
+    q = newton_schulz(q).to(matrix.dtype)
+    return q, basis.to(matrix.dtype), values.to(matrix.dtype), _route(EIGENBASIS, 0)
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """``1.5 Q − 0.5 (Q Qᵀ) Q``: squares the distance of a nearly orthogonal wide matrix from orthogonal."""
+    gram = matrix @ matrix.mT
+    return torch.sub(1.5 * matrix, gram @ matrix, alpha=0.5)
+
+
+def by_svd(matrix: Tensor) -> Routed:
+    """``U Vᵀ`` of the float64 SVD: any condition number, any rank; zero gives the identity's first rows."""
+    u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    q = newton_schulz(u @ vh).to(matrix.dtype)
+    values = values.to(matrix.dtype)
+    largest = values[..., :1]
+    values = torch.where(values > largest * torch.finfo(matrix.dtype).eps / 2, values, 0.0)
+    values = torch.where(largest > 0, values, 1.0)
+    return q, u.to(matrix.dtype), values, _route(EIGENBASIS, 1)
+
+
+def by_minimax(matrix: Tensor) -> Routed:
+    """Minimax steps on ``W`` itself: products only, for devices on which a factorisation is slow.
+
+    The first attempt covers ``σ ≥ 1e-3 ‖W‖_F``. A longer schedule amplifies the rounding errors of large singular values
+    (its first polynomials are steep there), so the next ones run in float64, and then the SVD takes over.
+    """
+    tolerance = 1e-2  # two Newton–Schulz steps take this to rounding
+    for attempt in range(1, _ATTEMPTS + 1):
+        work = matrix if attempt == 1 else matrix.double()
+        lowest = _LOWEST**attempt
+        q = _steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest)
+        error = q @ q.mT
+        error.diagonal(dim1=-2, dim2=-1).sub_(1)
+        if torch.linalg.matrix_norm(error).amax().item() <= tolerance:
+            q = newton_schulz(newton_schulz(q)).to(matrix.dtype)
+            return q, *_nothing(matrix), _route(PRODUCTS, lowest)
+    return by_svd(matrix)
+
+
+def by_fixed_schedule(matrix: Tensor) -> Routed:
+    """A number of minimax steps that depends on the dtype alone; nothing is read back from the device.
+
+    ``eps ‖W‖_F`` times the identity is added first: it is below rounding for a matrix of full rank, and completes a
+    singular one. Computed in float64, see :func:`by_minimax`. NaN and Inf pass through.
+    """
+    eps = torch.finfo(matrix.dtype).eps
+    scaled, _ = scaled_to_one(matrix.double())
+    norm = torch.linalg.matrix_norm(scaled, keepdim=True)
+    q = scaled / torch.where(norm > 0, norm, 1.0)
+    q.diagonal(dim1=-2, dim2=-1).add_(eps)
+    lowest = eps / 100
+    return newton_schulz(_steps(q, lowest)).to(matrix.dtype), *_nothing(matrix), _route(PRODUCTS, lowest)
+
+
+def _steps(matrix: Tensor, lowest: float) -> Tensor:
+    """The minimax schedule for singular values in ``[lowest, 1]``."""
+    for a, b, c in polar_schedule(lowest, torch.finfo(matrix.dtype).eps):
+        gram = matrix @ matrix.mT
+        matrix = a * matrix + (b * gram + c * (gram @ gram)) @ matrix
+    return matrix
+
+
+def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Place-holders of the right shapes that take no memory."""
+    zero = matrix.new_zeros(())
+    return zero.expand(*matrix.shape[:-1], matrix.shape[-2]), zero.expand(matrix.shape[:-1])

@@ -1,0 +1,84 @@
+"""Working precision: half types are computed in float32, and ranges are tamed by powers of two."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+from orthogonium._checks import check_floating, check_matrix
+
+Rest = ParamSpec("Rest")
+
+
+class NonFiniteError(ValueError):
+    """A matrix holds NaN or Inf, so that nothing about it can be promised."""
+
+
+def raise_if_not_finite(name: str, matrix: Tensor) -> None:
+    """Raise :class:`NonFiniteError` with the count of bad entries; waits for the device."""
+    bad = int((~torch.isfinite(matrix)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{name} of shape {tuple(matrix.shape)} holds NaN or Inf in {bad} of {matrix.numel()} entries. "
+            "Lower the learning rate, clip gradients, or reload the last good checkpoint."
+        )
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context in which no product is rounded to half precision behind our back."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def in_working_precision(
+    function: Callable[..., Tensor],
+) -> Callable[..., Tensor]:
+    """Compute ``function(matrix, ...)`` in float32 at least and round once; outside autocast.
+
+    Checks that ``matrix`` is a real floating-point ``(..., m, n)`` tensor.
+    """
+
+    @wraps(function)
+    def call(matrix: Tensor, *args: object, **kwargs: object) -> Tensor:
+        check_matrix("matrix", matrix)
+        check_floating("matrix", matrix)
+        with without_autocast(matrix):
+            if matrix.dtype in (torch.float32, torch.float64):
+                return function(matrix, *args, **kwargs)
+            return function(matrix.float(), *args, **kwargs).to(matrix.dtype)
+
+    return call
+
+
+def scaled_to_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``(X, e)`` with ``matrix = X · 2^e`` exactly and the largest ``|X|`` of each matrix in [1/2, 1).
+
+    Powers of two do not round, and ``1e±30`` or subnormal entries become ordinary ones.
+
+    Args:
+        matrix: ``(..., m, n)``, finite.
+
+    Returns:
+        ``X`` of the same shape and ``e`` of shape ``(..., 1, 1)``, int32; zero matrices get ``e = 0``.
+    """
+    largest = matrix.abs().amax((-2, -1), keepdim=True) if matrix.numel() else matrix.sum((-2, -1), keepdim=True)
+    exponent = torch.frexp(largest.double()).exponent
+    return times_power_of_two(matrix, -exponent), exponent
+
+
+def times_power_of_two(matrix: Tensor, exponent: Tensor) -> Tensor:
+    """``matrix · 2^exponent`` in two factors, since ``2^e`` alone may leave the range of the type."""
+    half = torch.div(exponent, 2, rounding_mode="floor")
+    one = torch.ones_like(exponent, dtype=matrix.dtype)
+    return matrix * torch.ldexp(one, half) * torch.ldexp(one, exponent - half)
+
+
+def smallest_safe_scale(dtype: torch.dtype) -> float:
+    """The least scale that a gradient is divided by, so that its inverse stays far from overflow."""
+    return math.ldexp(torch.finfo(dtype).tiny, 20)

@@ -1,0 +1,210 @@
+"""The nearest orthogonal matrix, and its exact derivative.
+
+Every full-rank ``W`` (wide, say) is ``W = H Q`` with ``H = (W Wᵀ)^½`` and ``Q`` the orthogonal matrix closest to it in any
+unitarily invariant norm (Fan and Hoffman, Proc. AMS 6, 1955). `_polar_routes` computes ``Q``; this page holds the
+derivative, which needs ``Q`` and ``H`` alone and not the road that led there.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from orthogonium.linalg._opaque import opaque
+from orthogonium.linalg._polar_routes import (
+    NEAR,
+    PRODUCTS,
+    nearest_orthogonal,
+)
+from orthogonium.linalg._precision import in_working_precision, without_autocast
+from orthogonium.linalg.lyapunov import (
+    divided_by_sums,
+    lyapunov,
+    skew_lyapunov_near_identity,
+    skew_lyapunov_by_sign,
+)
+
+
+def _fake_forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = matrix.shape[-2]
+    return (
+        torch.empty_like(matrix, memory_format=torch.contiguous_format),
+        matrix.new_empty((*matrix.shape[:-1], rows)),
+        matrix.new_empty(matrix.shape[:-1]),
+        torch.empty(2, dtype=torch.float64),
+    )
+
+
+_polar_forward = opaque(_fake_forward)(nearest_orthogonal)
+
+
+@opaque(lambda grad, matrix, *rest: torch.empty_like(matrix, memory_format=torch.contiguous_format))
+def _polar_backward(
+    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, values: Tensor, route: Tensor
+) -> Tensor:
+    """``K Q + H⁻¹ (G − G Qᵀ Q)`` with ``H K + K H = G Qᵀ − Q Gᵀ``, by the cheapest way that the forward pass left."""
+    with without_autocast(grad):
+        kind, parameter = route.tolist()
+        if kind == NEAR:
+            return _backward_near(grad, matrix, q, basis, values, parameter)
+        if kind == PRODUCTS:
+            return _backward_products(grad, matrix, q, parameter)
+        return _backward_eigenbasis(grad, q, basis, values, deficient=parameter > 0)
+
+
+def _backward_near(
+    grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, values: Tensor, spread: float
+) -> Tensor:
+    """``H`` is close to ``c I``: a few Chebyshev steps instead of a factorisation.
+
+    The eigenvalues of ``H / c`` lie in ``[√(1 − e), √(1 + e)]``.
+    """
+    low, high = (1 - spread) ** 0.5, (1 + spread) ** 0.5
+    spread = (high - low) / (high + low)
+    cross = grad @ q.mT
+    skew = cross - cross.mT
+    if matrix.shape[-2] == matrix.shape[-1]:
+        center = 0.5 * (high + low) * values[..., :1, None]
+        stretch = (matrix @ q.mT) / center
+        return skew_lyapunov_near_identity(stretch, skew / center, spread) @ q
+    # multiplied by P = H⁻¹ from both sides, the equation reads P K + K P = P C P, and P is at hand
+    center = 0.5 * (1 / high + 1 / low) / values[..., :1, None]
+    solution = skew_lyapunov_near_identity(inverse / center, inverse @ (skew / center) @ inverse, spread)
+    return (solution - inverse @ cross) @ q + inverse @ grad
+
+
+def _backward_eigenbasis(
+    grad: Tensor, q: Tensor, basis: Tensor, values: Tensor, deficient: bool
+) -> Tensor:
+    """``H = V diag(σ) Vᵀ``: the Lyapunov equation is a division by ``σᵢ + σⱼ``."""
+    rows, columns = q.shape[-2:]
+    if deficient:  # null directions were completed by convention and have no derivative of their own
+        inverse = torch.where(values == 0, 0.0, 1 / values)[..., :, None]
+    else:
+        inverse = 1 / values[..., :, None]
+    if columns >= 2 * rows:  # stay on the short side: two products with the long one
+        cross = grad @ q.mT
+        rotated = basis.mT @ cross @ basis
+        inner = divided_by_sums(rotated - rotated.mT, values) - inverse * rotated
+        return (basis @ inner @ basis.mT) @ q + (basis @ (inverse * basis.mT)) @ grad
+    rotated_q, rotated_grad = basis.mT @ q, basis.mT @ grad
+    rotated = rotated_grad @ rotated_q.mT
+    inner = divided_by_sums(rotated - rotated.mT, values)
+    if rows == columns:
+        return basis @ (inner @ rotated_q)
+    return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
+
+
+def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -> Tensor:
+    """A sequence of products fixed by ``lowest``: nothing waits for the device.
+
+    Rounding grows with the length of the schedule: beyond one round it is run in float64.
+    """
+    dtype = grad.dtype
+    if lowest < 1e-4:
+        grad, matrix, q = grad.double(), matrix.double(), q.double()
+    stretch = matrix @ q.mT
+    stretch = 0.5 * (stretch + stretch.mT)
+    scale = torch.linalg.matrix_norm(stretch, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1.0)
+    stretch = stretch / scale
+    cross = (grad / scale) @ q.mT
+    if lowest < 1e-4:  # a singular matrix, too, gets a finite gradient
+        stretch.diagonal(dim1=-2, dim2=-1).add_(lowest)
+    result = skew_lyapunov_by_sign(stretch, cross - cross.mT, lowest) @ q
+    if matrix.shape[-2] != matrix.shape[-1]:
+        outside = grad / scale - cross @ q
+        result = result + torch.linalg.inv_ex(stretch).inverse @ outside
+    return result.to(dtype)
+
+
+class _Polar(Function):
+    @staticmethod
+    def forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _polar_forward(matrix, budget)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(inputs[0], *output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *unused: None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        matrix, q, *rest = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _polar_backward(grad, matrix, q, *rest), None
+        return _differentiable_backward(grad, matrix, q), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], matrix: Tensor, budget: int
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        assert in_dims[0] is not None
+        return _apply(matrix.movedim(in_dims[0], 0), budget), (0, 0, 0, None)
+
+
+class _DualPolar(_Polar):
+    """With a forward-mode rule, which ``torch.compile`` does not accept."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _Polar.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], *output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None, None, None]:
+        matrix, q, *_ = ctx.saved_tensors  # the derivative is a self-adjoint map
+        return _differentiable_backward(tangent, matrix, q), None, None, None
+
+
+def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (_Polar if torch.compiler.is_compiling() else _DualPolar).apply(matrix, budget)
+
+
+def _differentiable_backward(grad: Tensor, matrix: Tensor, q: Tensor) -> Tensor:
+    """The same derivative from differentiable parts, for second derivatives and ``torch.func``."""
+    stretch = matrix @ q.mT
+    stretch = 0.5 * (stretch + stretch.mT)
+    cross = grad @ q.mT
+    result = lyapunov(stretch, cross - cross.mT) @ q
+    if matrix.shape[-2] == matrix.shape[-1]:
+        return result
+    return result + torch.linalg.solve_ex(stretch, grad - cross @ q).result
+
+
+@in_working_precision
+def polar(matrix: Tensor, budget: int = 12) -> Tensor:
+    """The orthogonal matrix nearest to ``matrix``: its singular values become one, its singular vectors stay.
+
+    Close to an orthogonal matrix (where training lives) a polynomial in ``W Wᵀ`` suffices; elsewhere the eigenvectors
+    of the smaller Gram matrix are used, in float64 when ``matrix`` is ill conditioned, and the SVD at the
+    very end. A singular matrix has many nearest orthogonal ones: the one returned completes ``U Vᵀ`` with the null
+    vectors of the float64 SVD, and zero becomes the identity's first rows or columns.
+
+    The derivative is that of the mathematical function, whatever route was taken. It holds at repeated singular
+    values; along completed null directions it is taken as zero, and at zero itself as if ``matrix`` were its completion.
+
+    Args:
+        matrix: ``(..., m, n)``, of any scale and rank.
+        budget: up to ``2 · budget`` products are spent on polynomial steps before a factorisation is preferred.
+
+    Returns:
+        ``(..., m, n)``, same dtype and device; ``float16`` and ``bfloat16`` are computed in ``float32`` and rounded once.
+
+    Raises:
+        ValueError: fewer than two dimensions, or NaN or Inf in ``matrix``.
+        TypeError: not real floating point.
+
+    Source:
+        Higham, *Functions of Matrices*, SIAM 2008, chapter 8; the derivative is Kenney and Laub, SIAM J. Matrix
+        Anal. Appl. 12(2), 1991, written for a rectangular matrix.
+    """
+    if matrix.numel() == 0:
+        return matrix.clone()
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return _apply(matrix.mT, budget)[0].mT
+    return _apply(matrix, budget)[0]
