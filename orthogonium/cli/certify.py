@@ -10,7 +10,7 @@ from orthogonium.training import Evaluation, evaluate, load_digits
 from orthogonium.training.evaluation import RADII
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "certify",
         help="recompute the certificates of a run and say what is proved",
@@ -22,6 +22,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--steps", type=int, default=100, help="gradient steps of the attack (default: 100)")
     parser.add_argument("--restarts", type=int, default=10, help="starts of the attack (default: 10)")
     parser.set_defaults(run=run)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,6 +70,6 @@ def _statement(result: Evaluation) -> str:
         f"[bold]How[/bold]: radius = smallest margin over ‖w_i − w_j‖ times the bound of the layers before, "
         f"each weight's norm verified from above; rounding of the evaluation subtracted, every step rounded "
         f"down.\n"
-        f"[bold]Assuming[/bold]: the weights as stored, evaluated in float64 with round to nearest and sums "
-        f"in any order; pixels divided by 16 as in training; no other processing of the input."
+        f"[bold]Assuming[/bold]: the weights that the checkpoint gives here, evaluated in float64 with round "
+        f"to nearest and sums in any order; pixels divided by 16 as in training; no other processing of the input."
     )

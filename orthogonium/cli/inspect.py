@@ -9,7 +9,7 @@ from orthogonium.cli.show import console
 from orthogonium.training.layer_spectra import layer_spectra
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "inspect",
         help="show the singular values and the bound of every layer of a run",
@@ -18,6 +18,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder written by train")
     parser.set_defaults(run=run)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from orthogonium._version import __version__
 from orthogonium.cli import certify, inspect, train
 from orthogonium.cli.errors import CommandError
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
     except SystemExit as stop:  # argparse has printed its message
         return int(stop.code or 0)
+    torch.set_num_threads(options.threads)
     try:
         return int(options.run(options))
     except CommandError as error:
@@ -56,8 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"orthogonium {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (train, certify, inspect):
-        command.add_parser(commands)
+        command.add_parser(commands).add_argument(
+            "--threads",
+            type=_count,
+            default=1,
+            metavar="N",
+            help="CPU threads (default: 1, as more gain little here and the last digits depend on them)",
+        )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
 
 
 def _fail(message: str, status: int) -> int:

@@ -23,7 +23,7 @@ _ATTACK_RADII = tuple(sorted({*RADII, *(round(0.1 * i, 1) for i in range(1, 13))
 _SAVE_EVERY = 10  # epochs
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
         help="train a 1-Lipschitz network on digits, certify it, and write a run folder",
@@ -58,7 +58,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="store_true",
         help="go on with an interrupted run in --out; ends as if never interrupted",
     )
-    say("--threads", type=int, default=1, help="CPU threads; more gain nothing at this size (default: 1)")
     say("--device", default="cpu", help="where to train, for example cpu or cuda (default: cpu)")
     say(
         "--attack-steps",
@@ -67,6 +66,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="steps of the attack shown in the plot; 0 for none (default: 40)",
     )
     parser.set_defaults(run=run)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -74,9 +74,6 @@ def run(options: argparse.Namespace) -> int:
     device = _device(options.device)
     if options.attack_steps < 0:
         raise CommandError(f"--attack-steps must be at least 0, got {options.attack_steps}", 2)
-    if options.threads < 1:
-        raise CommandError(f"--threads must be at least 1, got {options.threads}", 2)
-    torch.set_num_threads(options.threads)
     folder, config = _start(options)
     began = time.perf_counter()
     split = load_digits(config.evaluate_on, config.split_seed).to(device)

@@ -83,7 +83,8 @@ def test_certify_repeats_the_metrics_and_states_the_proof(finished, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for share in json.loads((finished / "metrics.json").read_text())["certified_accuracy"].values():
         assert f"{100 * share:.1f} %" in printed
-    assert "Proved" in printed
+    bound = json.loads((finished / "metrics.json").read_text())["lipschitz_bound"]
+    assert f"{bound:.9f}-Lipschitz" in printed
     assert "float64" in printed
     assert "changed no certified prediction" in printed
 
@@ -179,7 +180,7 @@ def test_a_full_folder_is_left_as_it_is(run, capsys):
         (["--learning-rate", "nan"], "learning_rate must be above 0, got nan"),
         (["--temperature", "-1"], "temperature must be above 0, got -1.0"),
         (["--attack-steps", "-1"], "--attack-steps must be at least 0, got -1"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "0"], "argument --threads: must be a whole number of at least 1, got 0"),
         (["--preset", "magic"], "invalid choice: 'magic'"),
         (["--model", "cnn"], "invalid choice: 'cnn'"),
         (["--seed", "-1"], "seed must lie in 0"),
