@@ -71,5 +71,6 @@ def _statement(result: Evaluation) -> str:
         f"each weight's norm verified from above; rounding of the evaluation subtracted, every step rounded "
         f"down.\n"
         f"[bold]Assuming[/bold]: the weights that the checkpoint gives here, evaluated in float64 with round "
-        f"to nearest and sums in any order; pixels divided by 16 as in training; no other processing of the input."
+        f"to nearest and sums in any order; pixels divided by 16 as in training; no other processing of the "
+        f"input."
     )
