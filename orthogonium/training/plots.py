@@ -78,7 +78,7 @@ def plot_certified_accuracy(
             elif height > 12:
                 shift, side, level = (-5, -5), "right", "top"
             else:
-                shift, side, level = (-8, 0), "right", "center"
+                shift, side, level = (-8, -3), "right", "center"
             axes.annotate(
                 f"{height:.1f} %", (radius, height), shift, textcoords="offset points",
                 ha=side, va=level, color=_BLUE, fontsize=9,
