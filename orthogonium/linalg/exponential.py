@@ -1,0 +1,218 @@
+"""Exponential and Cayley maps of a skew matrix, applied to a frame at the cost of the frame.
+
+A tall frame ``Q₀`` (orthonormal columns) and a free matrix ``X`` of its shape ``(N, k)`` give the skew matrix
+``A = X Q₀ᵀ − Q₀ Xᵀ`` of rank ``2k``; the result is ``f(A) Q₀`` with ``f`` the exponential or ``(1 + x/2)/(1 − x/2)``. In the coordinates of
+``[Q₀, X₂/α]``, with ``C = Q₀ᵀ X``, ``X₂ = X − Q₀ C``, ``S = C − Cᵀ``, ``Z = X₂ᵀ X₂`` and any ``α > 0``, ``A`` is the small matrix
+
+    M = [[S, −Z/α], [α I, 0]]          so          f(A) Q₀ = Q₀ f(M)₁₁ + (X₂/α) f(M)₂₁,
+
+which costs ``O(N k²)`` and is smooth also where ``X₂`` has dependent columns. A square frame takes ``X`` in its own coordinates,
+``C = X``, and is ``Q₀ f(X − Xᵀ)``. Every frame is reached, square ones within
+their determinant. Source: Edelman, Arias and Smith, SIAM J. Matrix Anal. Appl. 20(2), 1998, section 2.4, which
+uses a QR factorisation of ``X₂`` instead of ``Z``.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
+from orthogonium.linalg._opaque import opaque
+from orthogonium.linalg._precision import raise_if_not_finite, without_autocast
+from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
+
+Map = Literal["exponential", "cayley"]
+
+# Above this norm of A a Cayley solve in working precision loses too many digits.
+_CAYLEY_NORM = 64.0
+
+
+def _coordinates(free: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(S, X₂, Z)`` of the header; a square frame has neither ``X₂`` nor ``Z``."""
+    if base.shape[-2] == base.shape[-1]:
+        return free - free.mT, free.new_zeros(()), free.new_zeros(())
+    cross = base.mT @ free
+    skew = cross - cross.mT
+    outside = free - base @ cross
+    return skew, outside, outside.mT @ outside
+
+
+def _small_matrix(skew: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """``(M, α)``, with ``α`` of the size of ``X₂`` so that ``M`` is balanced."""
+    size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()[..., None, None]
+    alpha = torch.where(size > 0, size, 1.0).detach()
+    below = alpha * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    upper = torch.cat([skew, -gram / alpha], dim=-1)
+    return torch.cat([upper, torch.cat([below, torch.zeros_like(gram)], dim=-1)], dim=-2), alpha
+
+
+def _norm_bound(skew: Tensor, gram: Tensor) -> float:
+    """An upper bound on ``‖A‖₂``: the singular values of a skew matrix come in pairs, so ``‖A‖_F / √2``."""
+    squared = skew.square().sum((-2, -1))
+    if gram.ndim:
+        squared = squared + 2 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return float(squared.amax().item() / 2) ** 0.5
+
+
+def _polished(q: Tensor) -> Tensor:
+    """One Newton–Schulz step on a tall frame."""
+    return torch.sub(1.5 * q, q @ (q.mT @ q), alpha=0.5)
+
+
+def _fake_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[Tensor, Tensor]:
+    k = base.shape[-1] if kind == "cayley" else 0
+    return (
+        torch.empty_like(free, memory_format=torch.contiguous_format),
+        free.new_empty((*free.shape[:-2], k, k)),
+    )
+
+
+@opaque(_fake_forward)
+def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[Tensor, Tensor]:
+    """``(Q, a)``; the Cayley map keeps the inverse that it made for its derivative."""
+    norm, skew, outside, gram = _measured(free, base, kind, budget)
+    nothing = _fake_forward(free, base, kind, budget)[1]
+    if norm is None:
+        return spectral_map(free, base, kind), nothing
+    if kind == "cayley":
+        half = _cayley_half(skew, gram)
+        q = base @ _doubled_minus_identity(half)
+        return _polished(q + outside @ half if gram.ndim else q), half
+    squarings = squarings_for(norm, free.dtype)
+    if not gram.ndim:
+        return _polished(base @ expm(skew, squarings)), nothing
+    small, alpha = _small_matrix(skew, gram)
+    columns = expm(small, squarings)[..., : base.shape[-1]]
+    top, bottom = columns.split(base.shape[-1], dim=-2)
+    return _polished(base @ top + outside @ (bottom / alpha)), nothing
+
+
+@opaque(lambda grad, free, *rest: torch.empty_like(free, memory_format=torch.contiguous_format))
+def _frame_backward(
+    grad: Tensor, free: Tensor, base: Tensor, half: Tensor, kind: str, budget: int
+) -> Tensor:
+    """The reverse of :func:`_frame_forward`; cheap intermediates are made again instead of stored."""
+    with without_autocast(grad):
+        norm, skew, outside, gram = _measured(free, base, kind, budget)
+        if norm is None:
+            return spectral_gradient(grad, free, base, kind)
+        rotated = base.mT @ grad
+        if not gram.ndim:
+            if kind == "cayley":
+                inner = half.mT @ rotated @ half.mT
+            else:
+                inner = expm_reverse(skew, squarings_for(norm, free.dtype), rotated)[0]
+            return inner - inner.mT
+        if kind == "cayley":
+            inner = half.mT @ (rotated + 0.5 * outside.mT @ grad) @ half.mT
+            gram_grad = -0.5 * inner
+            bottom = half
+        else:
+            k = base.shape[-1]
+            small, alpha = _small_matrix(skew, gram)
+            seed = torch.cat([rotated, outside.mT @ grad / alpha], dim=-2)
+            seed = torch.cat([seed, torch.zeros_like(seed)], dim=-1)
+            small_grad, result = expm_reverse(small, squarings_for(norm, free.dtype), seed)
+            inner, gram_grad = small_grad[..., :k, :k], -small_grad[..., :k, k:] / alpha
+            bottom = result[..., k:, :k] / alpha
+        outside_grad = grad @ bottom.mT + outside @ (gram_grad + gram_grad.mT)
+        return outside_grad + base @ (inner - inner.mT - base.mT @ outside_grad)
+
+
+def _measured(
+    free: Tensor, base: Tensor, kind: str, budget: int
+) -> tuple[float | None, Tensor, Tensor, Tensor]:
+    """``(norm, S, X₂, Z)``; the norm is ``None`` where it is too large for products, and the spectrum is needed."""
+    skew, outside, gram = _coordinates(free, base)
+    norm = _norm_bound(skew, gram)
+    if not norm < float("inf"):
+        raise_if_not_finite("matrix", free)
+        return None, skew, outside, gram
+    too_large = norm > _CAYLEY_NORM if kind == "cayley" else squarings_for(norm, free.dtype) > budget
+    return None if too_large else norm, skew, outside, gram
+
+
+def _cayley_half(skew: Tensor, gram: Tensor) -> Tensor:
+    """``a = (I − S/2 + Z/4)⁻¹``, the upper block of ``(I − M/2)⁻¹``; its lower block is ``a / 2`` in units of ``X₂``."""
+    system = -0.5 * skew + 0.25 * gram
+    system.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return torch.linalg.inv_ex(system).inverse
+
+
+def _doubled_minus_identity(half: Tensor) -> Tensor:
+    doubled = 2.0 * half
+    doubled.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    return doubled
+
+
+def _frame_composite(free: Tensor, base: Tensor, kind: str) -> Tensor:
+    """The same map from torch's differentiable functions, for second and forward derivatives."""
+    skew, outside, gram = _coordinates(free, base)
+    identity = torch.eye(base.shape[-1], dtype=base.dtype, device=base.device)
+    if kind == "cayley":
+        half = torch.linalg.inv_ex(identity - 0.5 * skew + 0.25 * gram).inverse
+        q = base @ (2.0 * half - identity)
+        return q + outside @ half if gram.ndim else q
+    if not gram.ndim:
+        return base @ torch.matrix_exp(skew)
+    small, alpha = _small_matrix(skew, gram)
+    top, bottom = torch.matrix_exp(small)[..., : base.shape[-1]].split(base.shape[-1], dim=-2)
+    return base @ top + outside @ (bottom / alpha)
+
+
+class _Frame(Function):
+    @staticmethod
+    def forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[Tensor, Tensor]:
+        return _frame_forward(free, base, kind, budget)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:2], output[1])
+        ctx.rest = inputs[2:]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, unused: None) -> tuple[Tensor | None, None, None, None]:
+        if grad is None:
+            return None, None, None, None
+        free, base, half = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _frame_backward(grad, free, base, half, *ctx.rest), None, None, None
+        with torch.enable_grad():
+            leaf = free if free.requires_grad else free.detach().requires_grad_()
+            value = _frame_composite(leaf, base, ctx.rest[0])
+            (result,) = torch.autograd.grad(value, leaf, grad, create_graph=True)
+        return result, None, None, None
+
+
+def _inside_a_transform() -> bool:
+    """Whether ``torch.func`` is at work, for which the map is written in its own differentiable parts."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor:
+    """``f(X Q₀ᵀ − Q₀ Xᵀ) Q₀`` for a tall frame ``Q₀``; a wide one is transposed.
+
+    Args:
+        free: ``X``, ``(..., m, n)``, any size: the map turns by ``‖A‖₂`` at most.
+        base: ``Q₀``, ``(..., m, n)`` with orthonormal columns (rows, if wide); not differentiated.
+        kind: ``"exponential"``, or ``"cayley"``, which is cheaper and never turns by π.
+        budget: squarings that the exponential may use; beyond (and for very large Cayley arguments) the eigenvectors of
+            ``A`` are used, in complex128 and without regard to the thin shape.
+
+    Returns:
+        ``(..., m, n)``, orthogonal.
+
+    Raises:
+        ValueError: NaN or Inf in ``free``.
+    """
+    if free.numel() == 0:
+        return free.clone()
+    if free.shape[-2] < free.shape[-1]:
+        return skew_frame(free.mT, base.mT, kind, budget).mT
+    if not torch.compiler.is_compiling() and _inside_a_transform():
+        return _frame_composite(free, base, kind)
+    return _Frame.apply(free, base, kind, budget)[0]
