@@ -1,0 +1,3 @@
+from orthogonium.cli.main import main
+
+__all__ = ["main"]

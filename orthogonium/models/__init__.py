@@ -1,0 +1,3 @@
+from orthogonium.models.mlp import lipschitz_mlp
+
+__all__ = ["lipschitz_mlp"]
