@@ -54,8 +54,11 @@ class Constraint(nn.Module):
             evaluation, position = self._current(original)
             return evaluation.weight(position)
         except NonFiniteError as error:
-            text = str(error).removeprefix("matrix ").removeprefix("weight ")
-            raise NonFiniteError(f"{self.label} {text}") from None
+            raise self._named(error) from None
+
+    def _named(self, error: NonFiniteError) -> NonFiniteError:
+        text = str(error).removeprefix("matrix ").removeprefix("weight ")
+        return NonFiniteError(f"{self.label} {text}")
 
     def _current(self, original: Tensor) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
@@ -92,7 +95,10 @@ class Constraint(nn.Module):
             free = weight
             for hook in (self.orthogonalizer, self.normalizer):
                 inverse = getattr(hook, "right_inverse", None)
-                free = inverse(free) if inverse is not None else free
+                try:
+                    free = inverse(free) if inverse is not None else free
+                except NonFiniteError as error:
+                    raise self._named(error) from None
         return free
 
     def train(self, mode: bool = True) -> Constraint:
