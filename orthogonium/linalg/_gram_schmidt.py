@@ -54,16 +54,6 @@ def _signed_qr(matrix: Tensor) -> Factors:
     return (q * signs[..., None, :]).mT, (r * signs[..., :, None]).mT
 
 
-def cholesky(matrix: Tensor, stable: bool) -> Factors | None:
-    """``(Q, L)`` from the Cholesky factor of ``W Wᵀ``, verified; ``None`` where that fails in float64 too."""
-    factors = _verified_cholesky(matrix, stable)
-    if factors is None and matrix.dtype == torch.float32:
-        factors = _verified_cholesky(matrix.double(), stable)
-        if factors is not None:
-            return factors[0].to(matrix.dtype), factors[1].to(matrix.dtype)
-    return factors
-
-
 def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; if that is small, ``Q`` and ``L`` are corrected to first order.
 
@@ -96,13 +86,16 @@ def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
 @opaque(_fake_forward)
 def _lq_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """``(Q, L, s)``; ``s``, on the CPU, says that ``L`` may be singular or of extreme scale."""
-    if method != "householder":
-        factors = cholesky(matrix, stable=method == "cholesky_stable")
-        if factors is not None:
-            return *factors, torch.tensor(False)
-        q, lower = householder(matrix.double())
-        return q.to(matrix.dtype), lower.to(matrix.dtype), torch.tensor(True)
-    return *householder(matrix), torch.tensor(True)
+    if method == "householder":
+        return *householder(matrix), torch.tensor(True)
+    stable = method == "cholesky_stable"
+    factors = _verified_cholesky(matrix, stable)
+    if factors is not None:
+        return *factors, torch.tensor(False)
+    double = matrix.double()
+    factors = _verified_cholesky(double, stable) if matrix.dtype == torch.float32 else None
+    q, lower = householder(double) if factors is None else factors
+    return q.to(matrix.dtype), lower.to(matrix.dtype), torch.tensor(True)
 
 
 @opaque(lambda grad, q, lower, special: torch.empty_like(grad, memory_format=torch.contiguous_format))
