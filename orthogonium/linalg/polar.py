@@ -116,6 +116,7 @@ def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -
     dtype = grad.dtype
     if lowest < 1e-4:
         grad, matrix, q = grad.double(), matrix.double(), q.double()
+        lowest = max(lowest, 4 * matrix.shape[-2] * torch.finfo(torch.float64).eps)  # above the rounding of H itself
     stretch = matrix @ q.mT
     stretch = 0.5 * (stretch + stretch.mT)
     scale = torch.linalg.matrix_norm(stretch, keepdim=True)

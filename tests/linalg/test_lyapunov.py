@@ -67,7 +67,6 @@ def test_near_identity(spread, dtype):
         right = skew(shape, dtype=dtype)
         solution = skew_lyapunov_near_identity(symmetric, right, spread)
         assert residual(symmetric, solution, right) <= 40 * shape[-1] ** 0.5
-        assert torch.equal(solution, -solution.mT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

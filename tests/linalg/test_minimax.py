@@ -56,7 +56,7 @@ def test_inverse_square_root(degree, tolerance):
     x = torch.linspace(-radius, radius, 9973, dtype=torch.float64)
     value = sum(c * x**i for i, c in enumerate(inverse_sqrt_coefficients(degree, radius)))
     error = (value * (1 + x).sqrt() - 1).abs().max()
-    assert error <= 1.01 * tolerance
+    assert error <= 1.01 * tolerance + 4 * 2.0**-52  # evaluated in float64 here, too
     beyond = sum(c * (1.3 * x) ** i for i, c in enumerate(inverse_sqrt_coefficients(degree, radius)))
     assert (beyond * (1 + 1.3 * x).sqrt() - 1).abs().max() > tolerance  # the radius is not given away
 
