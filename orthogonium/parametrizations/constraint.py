@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ class Constraint(nn.Module):
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
         self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
-        self._group: weakref.ref[Any] | None = None
+        self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
 
     @property
     def _normalizes(self) -> bool:
@@ -65,8 +64,7 @@ class Constraint(nn.Module):
             evaluation, position = self._evaluation
             if evaluation.is_current(position, original) and self._may_reuse(evaluation, position):
                 return self._evaluation
-        group = self._group() if self._group is not None else None
-        if group is None or not group.evaluate(self, original):
+        if self._group is None or not self._group.evaluate(self, original):
             normalizer = self.normalizer if self._normalizes else None
             orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
