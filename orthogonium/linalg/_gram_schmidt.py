@@ -116,7 +116,7 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
 def _regular(lower: Tensor, right: Tensor) -> Factors:
     """``(L, B)`` with dependent rows taken out of the system, and ``L`` enlarged where its inverse would overflow."""
     diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    largest = diagonal.amax(-1, keepdim=True)
+    largest = lower.abs().amax((-2, -1))[..., None]
     dependent = diagonal <= torch.finfo(lower.dtype).eps * lower.shape[-1] * largest
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     lower = torch.where(dependent[..., None, :], identity, lower)
