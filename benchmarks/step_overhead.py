@@ -2,8 +2,8 @@
 
     python benchmarks/step_overhead.py --peer PATH --out docs/benchmarks
 
-Medians of process time (wall time on a GPU) over interleaved rounds; each library in a process of its own. One step is forward,
-backward and Adam.
+Medians of process time (wall time on a GPU) over interleaved rounds; each library in a process of its own. One step
+is forward, backward and Adam.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MODELS = {"MLP 4x512": (512, 4, 128), "MLP 32x64": (64, 32, 128)}
 
 
 def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.Module:
-    """``depth`` square linear layers with ReLU between; ``preset`` ``plain`` is torch's own, ``X fused`` shares the work."""
+    """Square linear layers with ReLU between; the preset ``plain`` is torch's own layer, ``X fused`` shares the work."""
     torch.manual_seed(0)
     if preset == "plain":
         layers = [nn.Linear(width, width) for _ in range(depth)]
