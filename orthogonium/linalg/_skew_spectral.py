@@ -1,6 +1,6 @@
 """Functions of a skew matrix through its eigenvectors: for arguments so large that products lose their digits.
 
-``A = U diag(iω) Uᴴ`` with real ``ω`` from the Hermitian ``−iA``. Slow (complex128, the full ``N × N`` matrix), orthogonal
+``A = U diag(iω) Uᴴ`` with real ``ω`` from the Hermitian ``−iA``. Slow (complex128, all of ``N × N``), orthogonal
 for every size of ``A``; where ``‖A‖₂`` exceeds the inverse of machine precision the angles themselves are noise, as for
 any method.
 """
