@@ -1,0 +1,252 @@
+"""How long does an orthogonal weight take, and how good is it? Every preset and its peers, in one interleaved run.
+
+    python benchmarks/orthogonalizers.py --peer PATH --out docs/benchmarks
+
+``--peer PATH`` is a folder with another library that imports as ``orthogonium`` (``pip install --no-deps --target PATH ...``); it runs
+in a process of its own. Times are medians over rounds of process time (wall time on a GPU), in units of the *pair*: the two
+matrix products of ``(W Wᵀ) W`` for that shape, measured in the same round.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+HERE = Path(__file__).parent
+SHAPES = [(64, 64), (256, 256), (512, 512), (1024, 1024), (256, 1024), (1024, 256), (16, 128, 128), (64, 32, 32)]
+OURS = ["POLAR", "DEFAULT", "BJORCK_PASS_THROUGH", "CHOLESKY", "CHOLESKY_STABLE", "QR", "SVD", "EXP", "CAYLEY"]
+PEERS = ["DEFAULT", "DEFAULT_TEST", "CHOLESKY", "QR", "EXP"]
+TORCH = ["svd", "matrix_exp", "cayley", "householder"]
+THIN = (1024, 64)
+
+# (label, theirs, ours, start, {shape: goal}); the goal is the least ratio of their time to ours, forward and backward.
+SQUARE = {(256, 256): 4.0, (512, 512): 4.0, (1024, 1024): 4.0}
+GOALS: list[tuple[str, tuple[str, str], tuple[str, str], str, dict[tuple[int, ...], float]]] = [
+    (
+        "polar / peer DEFAULT",
+        ("peer", "DEFAULT"),
+        ("ours", "POLAR"),
+        "kappa-4",
+        SQUARE | {(256, 1024): 6.0, (1024, 256): 6.0, (64, 64): 3.5, (16, 128, 128): 3.5, (64, 32, 32): 2.0},
+    ),
+    (
+        "polar / peer DEFAULT",
+        ("peer", "DEFAULT"),
+        ("ours", "POLAR"),
+        "kappa-20",
+        SQUARE | {(256, 1024): 6.0, (1024, 256): 6.0, (64, 64): 3.5, (16, 128, 128): 3.5, (64, 32, 32): 2.0},
+    ),
+    (
+        "polar / peer DEFAULT",
+        ("peer", "DEFAULT"),
+        ("ours", "POLAR"),
+        "near",
+        {shape: 5.5 for shape in SQUARE} | {(256, 1024): 9.0},
+    ),
+    ("polar / peer DEFAULT_TEST", ("peer", "DEFAULT_TEST"), ("ours", "POLAR"), "kappa-4", {s: 8.0 for s in SQUARE}),
+    ("polar / torch matrix_exp", ("torch", "matrix_exp"), ("ours", "POLAR"), "kappa-4", {s: 5.5 for s in SQUARE}),
+    ("polar / torch SVD", ("torch", "svd"), ("ours", "POLAR"), "kappa-4", {s: 1.15 for s in SQUARE}),
+    (
+        "Cholesky / peer CHOLESKY",
+        ("peer", "CHOLESKY"),
+        ("ours", "CHOLESKY"),
+        "kappa-4",
+        {shape: 1.3 for shape in SHAPES if shape != (1024, 256)} | {(1024, 256): 8.0},
+    ),
+    ("Cholesky / peer DEFAULT", ("peer", "DEFAULT"), ("ours", "CHOLESKY"), "kappa-4", {s: 9.0 for s in SQUARE}),
+    (
+        "exponential / torch matrix_exp",
+        ("torch", "matrix_exp"),
+        ("ours", "EXP"),
+        "kappa-4",
+        {s: 3.0 for s in SQUARE} | {THIN: 300.0},
+    ),
+    ("Cayley / torch cayley", ("torch", "cayley"), ("ours", "CAYLEY"), "kappa-4", {s: 1.2 for s in SQUARE} | {THIN: 25.0}),
+]
+
+
+class Worker:
+    """One library in a process of its own, asked over a pipe."""
+
+    def __init__(self, library: str, path: str | None) -> None:
+        environment = {**os.environ, "PYTHONPATH": path or str(HERE.parent)}
+        command = [sys.executable, "-P", str(HERE / "_contestants.py"), library]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        reply = self.process.stdout.readline()
+        if not reply:
+            raise RuntimeError(f"the measuring process ended at {request}")
+        answer: dict[str, Any] = json.loads(reply)
+        return answer
+
+
+def entries(shapes: list[tuple[int, ...]], starts: list[str], libraries: list[str]) -> list[tuple[Any, ...]]:
+    """``(library, method, shape, start)`` of everything to be measured."""
+    methods = {"ours": OURS, "peer": PEERS, "torch": TORCH, "geotorch": ["orthogonal"], "torchlip": ["bjorck"]}
+    found = []
+    for shape in shapes:
+        for library in libraries:
+            for method in methods[library]:
+                if shape == THIN and (library, method) not in {
+                    ("ours", "EXP"), ("ours", "CAYLEY"), ("torch", "matrix_exp"), ("torch", "cayley"),
+                }:  # fmt: skip
+                    continue
+                skew = method in ("EXP", "CAYLEY", "matrix_exp", "cayley", "householder", "orthogonal")
+                for start in starts[:1] if skew else starts:
+                    found.append((library, method, shape, start))
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rounds, interleaved in an order drawn anew for each; one row per entry."""
+    libraries = ["ours", "torch", *([] if arguments.own else ["geotorch", "torchlip"])]
+    libraries += ["peer"] if arguments.peer else []
+    workers = {name: Worker(name, arguments.peer if name == "peer" else None) for name in libraries}
+    shapes = [tuple(int(n) for n in text.split("x")) for text in arguments.shapes]
+    if arguments.device == "cpu" and not arguments.own:
+        shapes.append(THIN)
+    todo = entries(shapes, arguments.starts, libraries)
+    samples: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    order = random.Random(0)
+    common = {"device": arguments.device, "dtype": arguments.dtype, "scale": 1.0}
+    for shape in shapes:
+        here = [entry for entry in todo if entry[2] == shape]
+        repeats = max(1, min(25, int(3e7 / (shape[-1] * shape[-2] * min(shape[-2:])))))
+        for turn in track(range(arguments.rounds), description="x".join(map(str, shape)), transient=True):
+            order.shuffle(here)
+            for library, method, _, start in here:
+                request = {"method": method, "shape": shape, "start": start, "repeats": repeats, **common}
+                pair = workers[library].ask(**(request | {"method": "pair", "quality": False}))["forward"]
+                reply = workers[library].ask(**request, quality=turn == 0)
+                if "error" not in reply:
+                    reply["pair"] = pair
+                samples[(library, method, shape, start)].append(reply)
+    return [row(entry, samples[entry]) for entry in todo]
+
+
+def row(entry: tuple[Any, ...], replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of one entry, in pairs."""
+    library, method, shape, start = entry
+    result: dict[str, Any] = {"library": library, "method": method, "shape": "x".join(map(str, shape)), "start": start}
+    good = [reply for reply in replies if "error" not in reply]
+    if not good:
+        return result | {"error": replies[0]["error"]}
+    pair = median(reply["pair"] for reply in good)
+    result["pair_ms"] = 1e3 * pair
+    result["forward"] = median(reply["forward"] for reply in good) / pair
+    result["both"] = median(reply["both"] for reply in good) / pair
+    result |= {key: good[0].get(key) for key in ("saved", "defect", "distance", "gradient_error")}
+    return result
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each goal that the run covers: their time over ours."""
+    time = {(r["library"], r["method"], r["shape"], r["start"]): r for r in rows if "both" in r}
+    found = []
+    for label, theirs, ours, start, goals in GOALS:
+        for shape, goal in goals.items():
+            name = "x".join(map(str, shape))
+            skew = "exp" in theirs[1] or "cayley" in theirs[1]
+            a = time.get((*theirs, name, "kappa-4" if skew else start))
+            b = time.get((*ours, name, start))
+            if a and b:
+                ratio = a["both"] * a["pair_ms"] / (b["both"] * b["pair_ms"])
+                found.append({"comparison": label, "start": start, "shape": name, "ratio": ratio, "goal": goal})
+    return found
+
+
+def show(console: Console, rows: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:
+    table = Table("shape", "start", "library", "method", "forward", "fwd + bwd", "saved", "defect", "distance", "gradient")
+    for r in rows:
+        if "error" in r:
+            table.add_row(r["shape"], r["start"], r["library"], r["method"], r["error"][:60])
+            continue
+        cells = [f"{r['forward']:.1f}", f"{r['both']:.1f}", f"{r['saved']:.2f}"]
+        cells += ["" if r[k] is None else f"{r[k]:.0e}" for k in ("defect", "distance", "gradient_error")]
+        table.add_row(r["shape"], r["start"], r["library"], r["method"], *cells)
+    console.print(table)
+    table = Table("comparison", "start", "shape", "ratio", "goal", "")
+    for c in compared:
+        mark = "reached" if c["ratio"] >= c["goal"] else "below"
+        table.add_row(c["comparison"], c["start"], c["shape"], f"{c['ratio']:.2f}", f"{c['goal']:g}", mark)
+    console.print(table)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Forward and backward of everything at one start, a panel per shape."""
+    shapes = list(dict.fromkeys(r["shape"] for r in rows))
+    columns = min(3, len(shapes))
+    lines = -(-len(shapes) // columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(5.2 * columns, 3.6 * lines), squeeze=False)
+    colours = {"ours": "#0072B2", "peer": "#D55E00", "torch": "#E69F00", "geotorch": "#999999", "torchlip": "#CC79A7"}
+    for panel in panels.flat[len(shapes) :]:
+        panel.axis("off")
+    for panel, shape in zip(panels.flat, shapes, strict=False):
+        here = [r for r in rows if r["shape"] == shape and r["start"] == "kappa-4" and r.get("both", 0) > 0]
+        here.sort(key=lambda r: -r["both"])
+        names = [f"{r['library']} {r['method'].lower().replace('_', ' ')}" for r in here]
+        panel.barh(names, [r["both"] for r in here], color=[colours[r["library"]] for r in here])
+        for name, r in zip(names, here, strict=True):
+            panel.text(r["both"] * 1.08, name, f"{r['both']:.3g}", va="center", fontsize=7)
+        panel.set_xscale("log")
+        panel.set_xlim(1, max([r["both"] for r in here], default=10) * 3)
+        panel.set_title(shape.replace("x", " × "), fontsize=10)
+        panel.tick_params(labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("forward and backward, in pairs of matrix products of that shape", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--peer", help="folder of a library that imports as orthogonium")
+    parser.add_argument("--own", action="store_true", help="leave geotorch and deel-torchlip out")
+    parser.add_argument("--shapes", nargs="+", default=["x".join(map(str, s)) for s in SHAPES])
+    parser.add_argument("--starts", nargs="+", default=["kappa-4", "kappa-20", "near"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--out", type=Path, help="folder for orthogonalizers.csv and .png")
+    arguments = parser.parse_args()
+    rows = measure(arguments)
+    compared = ratios(rows)
+    console = Console(width=140)
+    console.print(f"{platform.machine()}, {arguments.device}, {arguments.dtype}, medians of {arguments.rounds} rounds")
+    show(console, rows, compared)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for name, content in (("orthogonalizers", rows), ("ratios", compared)):
+            with (arguments.out / f"{name}.csv").open("w", newline="") as file:
+                keys = list(dict.fromkeys(key for r in content for key in r))
+                writer = csv.DictWriter(file, keys)
+                writer.writeheader()
+                writer.writerows(content)
+        plot(rows, arguments.out / "orthogonalizers.png")
+
+
+if __name__ == "__main__":
+    main()
