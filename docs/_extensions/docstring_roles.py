@@ -1,15 +1,21 @@
-"""Docstrings are written with the roles of Sphinx; the site is Markdown. This turns one into the other."""
+"""Docstrings are written for readers of the code; this makes Markdown of what the site could not show as it stands."""
 
 import re
+from pathlib import Path
 from typing import Any
 
-from griffe import Docstring, Extension, Object
+from griffe import Extension, Object
 
-_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(?:[^`<]*<)?(~?)([\w.]+)>?`")
+_ROOT = Path(__file__).parents[2]
+_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(~?)([\w.]+)`")
+_SECTION = re.compile(r"^(Shape|Source):[ \n]*\n?((?:[ ]{4}.*\n?|\S.*\n?)+)", re.MULTILINE)
+_SHARED = re.compile(r"^([ ]{4})(\w+(?:, \w+)+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def to_markdown(text: str) -> str:
-    """``:class:`~a.b.C``` becomes the code ``C``, linked where this site documents it."""
+    """Roles become code, linked where this site documents it; our own sections become paragraphs; ``a, b: …`` two items."""
+    text = _SHARED.sub(lambda m: "\n".join(f"{m[1]}{name}: {m[3]}" for name in m[2].split(", ")), text)
+    text = _SECTION.sub(lambda m: f"**{m[1]}:** {re.sub(r'(?m)^ {4}', '', m[2])}", text)
     return _ROLE.sub(_link, text)
 
 
@@ -19,6 +25,10 @@ def _link(role: re.Match[str]) -> str:
     if target.startswith("torch."):
         return f"`{shown}`"
     identifier = target if target.startswith("orthogonium.") else f"orthogonium.{target}"
+    if (
+        _ROOT.joinpath(*identifier.split(".")).with_suffix(".py").is_file()
+    ):  # a function in a file of its name
+        identifier += "." + identifier.rpartition(".")[2]
     return f'<autoref optional identifier="{identifier}"><code>{shown}</code></autoref>'
 
 
@@ -26,6 +36,5 @@ class DocstringRoles(Extension):
     """Rewrites every docstring once, when it has been read."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        docstring: Docstring | None = obj.docstring
-        if docstring is not None:
-            docstring.value = to_markdown(docstring.value)
+        if obj.docstring is not None:
+            obj.docstring.value = to_markdown(obj.docstring.value)
