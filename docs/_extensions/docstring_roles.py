@@ -13,7 +13,7 @@ _SHARED = re.compile(r"^([ ]{4})(\w+(?:, \w+)+): (.*(?:\n {8}.*)*)", re.MULTILIN
 
 
 def to_markdown(text: str) -> str:
-    """Roles become code, linked where this site documents it; our own sections become paragraphs; ``a, b: …`` two items."""
+    """Roles become code, linked where documented here; our own sections become paragraphs; ``a, b: …`` two items."""
     text = _SHARED.sub(lambda m: "\n".join(f"{m[1]}{name}: {m[3]}" for name in m[2].split(", ")), text)
     text = _SECTION.sub(lambda m: f"**{m[1]}:** {re.sub(r'(?m)^ {4}', '', m[2])}", text)
     return _ROLE.sub(_link, text)
@@ -25,9 +25,7 @@ def _link(role: re.Match[str]) -> str:
     if target.startswith("torch."):
         return f"`{shown}`"
     identifier = target if target.startswith("orthogonium.") else f"orthogonium.{target}"
-    if (
-        _ROOT.joinpath(*identifier.split(".")).with_suffix(".py").is_file()
-    ):  # a function in a file of its name
+    if _ROOT.joinpath(*identifier.split(".")).with_suffix(".py").is_file():  # a function in a file of its name
         identifier += "." + identifier.rpartition(".")[2]
     return f'<autoref optional identifier="{identifier}"><code>{shown}</code></autoref>'
 

@@ -65,9 +65,7 @@ def plot_certified_accuracy(
         if attacked:
             x = sorted(attacked)
             y = [100 * attacked[r] for r in x]
-            axes.plot(
-                x, y, color=_ORANGE, marker="o", markersize=4, label="empirical: correct under the PGD attack"
-            )
+            axes.plot(x, y, color=_ORANGE, marker="o", markersize=4, label="empirical: correct under the PGD attack")
             between = torch.tensor([float(percent[int((radii <= r).sum()) - 1]) for r in x])
             axes.fill_between(x, between, y, color=_GREY, alpha=0.08, linewidth=0)
         for radius in marked:
@@ -105,9 +103,7 @@ def plot_training(path: Path, history: Sequence[EpochRecord], evaluated_on: str)
             right.plot(epochs, [100 * (1 - v) for v in values], color=colour, linestyle=style, label=name)
         right.set_yscale("symlog", linthresh=1.0)
         right.set_ylim(0, 100)
-        right.set_yticks(
-            [0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"]
-        )
+        right.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"])
         right.set(title="Errors", xlabel="epoch", ylabel="misclassified (%)")
         right.legend(loc="upper right")
 

@@ -146,8 +146,6 @@ def test_links_lead_somewhere(page):
 
 
 def test_citation_names_this_version():
-    fields = dict(
-        line.split(": ", 1) for line in (ROOT / "CITATION.cff").read_text().splitlines() if ": " in line
-    )
+    fields = dict(line.split(": ", 1) for line in (ROOT / "CITATION.cff").read_text().splitlines() if ": " in line)
     assert og.__version__.startswith(fields["version"])
     assert f"## [{fields['version']}]" in (ROOT / "CHANGELOG.md").read_text()
