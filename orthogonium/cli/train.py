@@ -210,5 +210,5 @@ def _report(folder: RunFolder, config: TrainConfig, result: Evaluation, seconds:
     out.print(title, style="bold")
     out.print(certified_table(result, RADII))
     out.print(f"Lipschitz bound {result.lipschitz_bound:.9f}, {seconds:.0f} seconds")
-    out.print(f"Files in {folder.path}: model.safetensors, config.json, metrics.json, 3 plots", highlight=False)
+    out.print(f"Files in {folder.path}: model.safetensors, config.json, metrics.json, 3 plots", soft_wrap=True)
     out.print(f"Next: python -m orthogonium certify {folder.path}", soft_wrap=True)

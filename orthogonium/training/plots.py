@@ -73,8 +73,8 @@ def plot_certified_accuracy(
             axes.plot([radius], [height], "o", color=_BLUE, markersize=6, zorder=5)
             if radius < 0.15:  # under the curve, towards the origin but not over the axis
                 shift, side, level = (0, -8), "center", "top"
-            elif height > 12:
-                shift, side, level = (-5, -5), "right", "top"
+            elif height > 12:  # lower where the curve is flat, so as to clear the label before
+                shift, side, level = (-5, -12 if height > 85 else -5), "right", "top"
             else:
                 shift, side, level = (-8, -3), "right", "center"
             axes.annotate(

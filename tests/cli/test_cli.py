@@ -238,7 +238,7 @@ def test_a_missing_extra_is_named(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.table", None)
     message = failure(capsys, ["inspect", run], 1)
     assert "rich.table is not installed" in message
-    assert "pip install 'orthogonium[demo]'" in message
+    assert "pip install -e '.[demo]'" in message
 
 
 def test_too_little_memory_is_said(run, capsys, monkeypatch):
