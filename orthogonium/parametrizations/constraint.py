@@ -14,7 +14,6 @@ from orthogonium.linalg import NonFiniteError
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 
-
 # where torch cannot tell, every traced program might be an exported one
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 _numbers = itertools.count()
@@ -28,8 +27,8 @@ class Constraint(nn.Module):
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
     - Compiled evaluation without gradients looks the remembered weight up at run time, and copies it.
-    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at each
-      reading.
+    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at
+      each reading.
 
     A normaliser in front of a scale-invariant orthogonaliser changes neither weight nor gradient, and is not run.
 
@@ -159,7 +158,7 @@ def _must_recompute(original: Tensor) -> bool:
 
 
 def _compiles_without_gradient(original: Tensor) -> bool:
-    """Whether compiled code (not an exported program, which outlives this process) reads the weight for its value alone."""
+    """Whether compiled code, not an exported program that outlives this process, reads the weight for its value."""
     if not torch.compiler.is_compiling() or _is_exporting():
         return False
     return not (torch.is_grad_enabled() and original.requires_grad)
