@@ -47,7 +47,7 @@ class Constraint(nn.Module):
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
         self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
-        self._group: weakref.ref[Any] | None = None
+        self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
         self._enrol()
 
     def _enrol(self) -> None:
@@ -71,16 +71,18 @@ class Constraint(nn.Module):
             evaluation, position = self._current(original)
             return evaluation.weight(position)
         except NonFiniteError as error:
-            text = str(error).removeprefix("matrix ").removeprefix("weight ")
-            raise NonFiniteError(f"{self.label} {text}") from None
+            raise self._named(error) from None
+
+    def _named(self, error: NonFiniteError) -> NonFiniteError:
+        text = str(error).removeprefix("matrix ").removeprefix("weight ")
+        return NonFiniteError(f"{self.label} {text}")
 
     def _current(self, original: Tensor, alias: bool = False) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
             evaluation, position = self._evaluation
             if evaluation.is_current(position, original, alias) and self._may_reuse(evaluation, position):
                 return self._evaluation
-        group = self._group() if self._group is not None else None
-        if group is None or not group.evaluate(self, original):
+        if self._group is None or not self._group.evaluate(self, original):
             normalizer = self.normalizer if self._normalizes else None
             orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
@@ -109,7 +111,10 @@ class Constraint(nn.Module):
             free = weight
             for hook in (self.orthogonalizer, self.normalizer):
                 inverse = getattr(hook, "right_inverse", None)
-                free = inverse(free) if inverse is not None else free
+                try:
+                    free = inverse(free) if inverse is not None else free
+                except NonFiniteError as error:
+                    raise self._named(error) from None
         return free
 
     def train(self, mode: bool = True) -> Constraint:
