@@ -95,9 +95,9 @@ WORST_CONDITION = {torch.float32: 1e6, torch.float64: 1e12}
 STARTS = {
     "gaussian": lambda shape, dtype: gaussian(shape, dtype=dtype, seed=1),
     "orthogonal": lambda shape, dtype: orthogonal_matrix(shape, dtype=dtype, seed=2),
-    "near_orthogonal": lambda shape, dtype: (
-        orthogonal_matrix(shape, seed=2) + 1e-3 * gaussian(shape, seed=3)
-    ).to(dtype),
+    "near_orthogonal": lambda shape, dtype: (orthogonal_matrix(shape, seed=2) + 1e-3 * gaussian(shape, seed=3)).to(
+        dtype
+    ),
     "condition_100": lambda shape, dtype: conditioned(shape, 1e2, dtype=dtype),
     "condition_worst": lambda shape, dtype: conditioned(shape, WORST_CONDITION[dtype], dtype=dtype),
     "rank_deficient": _rank_deficient,

@@ -62,9 +62,7 @@ def test_imports_look_down_only(file):
         if name.split(".")[0] != "orthogonium":
             continue
         target = name.split(".")[1] if "." in name else ""
-        assert target in RANK, (
-            f"line {statement.lineno}: import the part that defines the name, not the package"
-        )
+        assert target in RANK, f"line {statement.lineno}: import the part that defines the name, not the package"
         allowed = target == part or RANK[target] < RANK[part]
         assert allowed, f"line {statement.lineno}: {part} must not import {target}"
 
@@ -72,9 +70,7 @@ def test_imports_look_down_only(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_stand_at_the_top_unless_optional(file):
     tree, package = parsed(file)
-    functions = [
-        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    ]
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
     for function in functions:
         for name, statement in imports(function, package):
             optional = name.split(".")[0] in OPTIONAL
@@ -87,21 +83,14 @@ def test_only_torch_is_required(file):
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for name, statement in imports(tree, package):
         top = name.split(".")[0]
-        if (
-            top == "orthogonium"
-            or top in sys.stdlib_module_names
-            or top in REQUIRED
-            or id(statement) in inside
-        ):
+        if top == "orthogonium" or top in sys.stdlib_module_names or top in REQUIRED or id(statement) in inside:
             continue
         assert part_of(file) in NEEDS_EXTRAS, f"line {statement.lineno}: {top} is an extra"
 
 
 def test_no_circles_between_files():
     edges = {}
-    names = {
-        ".".join(f.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES
-    }
+    names = {".".join(f.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
     for module, file in names.items():
         tree, package = parsed(file)
         targets = {name for name, _ in imports(tree, package) if name in names and name != module}

@@ -103,9 +103,7 @@ def certified_accuracy(
 
 def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate:
     if not x.is_floating_point():
-        raise TypeError(
-            f"x must be a real floating-point tensor, got {x.dtype}. Convert it, e.g. with x.float()"
-        )
+        raise TypeError(f"x must be a real floating-point tensor, got {x.dtype}. Convert it, e.g. with x.float()")
     if x.ndim < 2:
         raise ValueError(f"x must have shape (N, ...), got {tuple(x.shape)}. For one input use x[None]")
     x = x.detach().to(device="cpu", dtype=torch.float64)
@@ -144,9 +142,7 @@ def _evaluate(links: list[Link], x: Tensor) -> Tensor:
             if isinstance(link.plain, GroupSort) and link.plain.dim == -x.ndim:
                 raise ValueError(f"{link.path} ({link.kind}) has dim={-x.ndim}, which mixes the batch here")
             if isinstance(link.plain, nn.Flatten) and link.plain.start_dim == -x.ndim:
-                raise ValueError(
-                    f"{link.path} (Flatten) has start_dim={-x.ndim}, which merges the batch here"
-                )
+                raise ValueError(f"{link.path} (Flatten) has start_dim={-x.ndim}, which merges the batch here")
             x = link.plain(x)
     return x
 
@@ -194,7 +190,5 @@ def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}")
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[1]):
-        raise ValueError(
-            f"labels must lie in 0 … {logits.shape[1] - 1}, got {int(labels.min())} … {int(labels.max())}"
-        )
+        raise ValueError(f"labels must lie in 0 … {logits.shape[1] - 1}, got {int(labels.min())} … {int(labels.max())}")
     return labels.detach().to(device="cpu", dtype=torch.int64)

@@ -47,9 +47,7 @@ def read_sequential(model: nn.Module) -> list[Link]:
             the batch.
     """
     if any(module.training for module in model.modules()):
-        raise ValueError(
-            "the model is in training mode, where it may compute something else. Call model.eval()"
-        )
+        raise ValueError("the model is in training mode, where it may compute something else. Call model.eval()")
     return [_link(path, module) for path, module in _flat(model, "")]
 
 
@@ -99,9 +97,7 @@ def _linear(path: str, kind: str, module: nn.Linear) -> Link:
     values = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
     for name, value in values:
         if not torch.isfinite(value).all():
-            raise ValueError(
-                f"{path}.{name} ({kind}) holds NaN or infinite entries: nothing can be certified"
-            )
+            raise ValueError(f"{path}.{name} ({kind}) holds NaN or infinite entries: nothing can be certified")
     plain = nn.utils.skip_init(
         nn.Linear, module.in_features, module.out_features, bias=bias is not None, dtype=torch.float64
     )

@@ -55,11 +55,11 @@ def _signed_qr(matrix: Tensor) -> Factors:
 
 
 def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
-    """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; if that is small, ``Q`` and ``L`` are corrected to first order.
+    """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; where that is small, it is corrected to first order.
 
-    What the correction leaves is ``‖E‖²``. ``None`` when ``E`` is too large, which is also how a failed factorisation, entries
-    out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ`` was harmless, and ``L`` is as
-    good as ``Q``.
+    What the correction leaves is ``‖E‖²``. ``None`` when ``E`` is too large, which is also how a failed
+    factorisation, entries out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ``
+    was harmless, and ``L`` is as good as ``Q``.
     """
     lower = torch.linalg.cholesky_ex(matrix @ matrix.mT).L
     q = solve_lower(lower, matrix)
@@ -116,7 +116,7 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
 def _regular(lower: Tensor, right: Tensor) -> Factors:
     """``(L, B)`` with dependent rows taken out of the system, and ``L`` enlarged where its inverse would overflow."""
     diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    largest = diagonal.amax(-1, keepdim=True)
+    largest = lower.abs().amax((-2, -1))[..., None]
     dependent = diagonal <= torch.finfo(lower.dtype).eps * lower.shape[-1] * largest
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     lower = torch.where(dependent[..., None, :], identity, lower)
@@ -185,5 +185,3 @@ def gram_schmidt(matrix: Tensor, method: str) -> Tensor:
     if matrix.shape[-2] > matrix.shape[-1]:
         return _apply(matrix.mT, method)[0].mT
     return _apply(matrix, method)[0]
-
-

@@ -109,8 +109,8 @@ def skew_lyapunov_near_identity(symmetric: Tensor, skew: Tensor, spread: float) 
 def skew_lyapunov_by_sign(symmetric: Tensor, skew: Tensor, lowest: float) -> Tensor:
     """``K`` by a fixed number of products, for ``H`` with eigenvalues in ``[lowest, 1]`` and skew ``C``.
 
-    The matrix sign of ``[[H, C], [0, −H]]`` is ``[[I, 2 K'], [0, −I]]`` with ``H K' + K' H = C``. The odd polynomials that
-    take ``H`` to the identity therefore carry the solution along in the upper right block.
+    The matrix sign of ``[[H, C], [0, −H]]`` is ``[[I, 2 K'], [0, −I]]`` with ``H K' + K' H = C``. The odd polynomials
+    that take ``H`` to the identity therefore carry the solution along in the upper right block.
 
     Source: Roberts, Int. J. Control 32(4), 1980; Kenney and Laub, SIAM J. Matrix Anal. Appl. 12(2), 1991.
     """

@@ -115,6 +115,6 @@ def matrix_polynomial(matrix: Tensor, coefficients: tuple[float, ...], square: T
 
     start = max((degree - 1) // block, 0) * block
     result = terms(start, degree + 1)
-    for start in range(start - block, -1, -block):
-        result = terms(start, start + block).add_(powers[-1] @ result)
+    for first in range(start - block, -1, -block):
+        result = terms(first, first + block).add_(powers[-1] @ result)
     return result

@@ -1,9 +1,9 @@
 """Weights computed once, handed out many times: the bookkeeping between a free tensor and its readers.
 
 An `Evaluation` is the weights made from one state of one or several free tensors. Readers that need no gradient get the
-values; the others share one autograd node, whose backward pass goes through a private graph from the free tensors to the
-weights. That graph is freed after use like any other, and made again from the same free tensors when it is needed once more
-(a second loss on the same forward pass, or evaluation mode, where none is kept).
+values; the others share one autograd node, whose backward pass goes through a private graph from the free tensors to
+the weights. That graph is freed after use like any other, and made again from the same free tensors when it is needed
+once more (a second loss on the same forward pass, or evaluation mode, where none is kept).
 """
 
 from collections.abc import Callable, Sequence
@@ -57,9 +57,7 @@ def _selected_gradients(
     leaves: list[Tensor], values: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool
 ) -> list[Tensor | None]:
     """Gradients of the leaves whose weights took part; the others get ``None`` and not zeros."""
-    chosen = [
-        i for i, g in enumerate(grads) if g is not None and leaves[i].requires_grad and values[i].requires_grad
-    ]
+    chosen = [i for i, g in enumerate(grads) if g is not None and leaves[i].requires_grad and values[i].requires_grad]
     result: list[Tensor | None] = [None] * len(leaves)
     if chosen:
         found = torch.autograd.grad(
@@ -75,7 +73,7 @@ def _selected_gradients(
 
 
 def _unhooked() -> Any:
-    """Keep the private graph's tensors from hooks such as those of activation checkpointing, which count saved tensors."""
+    """Keep the private graph from hooks that count saved tensors, such as those of activation checkpointing."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), lambda t: t)
@@ -120,18 +118,23 @@ class Evaluation:
                     self._values = [value.detach() for value in compute(list(originals))]
         self._value_versions = [value._version for value in self._values]
 
-    def is_current(self, position: int, original: Tensor) -> bool:
-        """Whether the weight at ``position`` was made from ``original`` as it is now, and is untouched itself."""
+    def is_current(self, position: int, original: Tensor, alias: bool = False) -> bool:
+        """Whether the weight at ``position`` was made from ``original`` as it is now, and is untouched itself.
+
+        ``alias``: another tensor over the same memory will do, as compiled code passes it; not where gradients flow.
+        """
         kept = self._pullback
+        mine = kept.originals[position]
+        same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
         return (
-            kept.originals[position] is original
+            same
             and kept.versions[position] == original._version
             and self._addresses[position] == original.data_ptr()
             and self._values[position]._version == self._value_versions[position]
         )
 
     def serves_training(self, position: int) -> bool:
-        """Whether the weight at ``position`` belongs to the forward pass under way: not yet read, or not yet differentiated."""
+        """Whether this weight belongs to the forward pass under way: not yet read, or not yet differentiated."""
         if position in self._unread:
             return True
         return torch.is_grad_enabled() and self._shared is not None and not self._pullback.used

@@ -24,7 +24,7 @@ class _Group:
         members: list[tuple[Constraint, Tensor]] = []
         for owner_ref, constraint_ref in self._members:
             owner, constraint = owner_ref(), constraint_ref()
-            if owner is None or constraint is None:
+            if owner is None or constraint is None or not isinstance(owner.original, Tensor):
                 return False
             members.append((constraint, owner.original))
         reference = members[0][1]

@@ -1,8 +1,9 @@
 """From a free matrix to an orthogonal one: the ``Batched*Orthogonalization`` hooks, thin over ``orthogonium.linalg``.
 
 All of them return a matrix with orthonormal rows or columns, whichever are fewer, to rounding and from every finite
-input. *Polar-type* ones (Björck, polar, SVD) return the nearest such matrix, *Gram–Schmidt* ones (Cholesky, QR) the triangular
-factor's partner, *skew* ones (exponential, Cayley) turn a base frame. ``scale_invariant`` ones need no normaliser.
+input. *Polar-type* ones (Björck, polar, SVD) return the nearest such matrix, *Gram–Schmidt* ones (Cholesky, QR) the
+triangular factor's partner, *skew* ones (exponential, Cayley) turn a base frame. ``scale_invariant`` ones need no
+normaliser.
 """
 
 from collections.abc import Sequence
@@ -92,14 +93,16 @@ class BatchedSVDOrthogonalization(Orthogonalization):
 class BatchedBjorckOrthogonalization(Orthogonalization):
     """The fixed point of the Björck iteration ``X → (1 + β) X − β X Xᵀ X``, which is the nearest orthogonal matrix.
 
-    Every β in (0, 1) has that fixed point; it is reached through :func:`orthogonium.linalg.polar` instead of step by step, and
-    its exact derivative does not depend on the path.
+    Every β in (0, 1) has that fixed point; it is reached through :func:`orthogonium.linalg.polar` instead of step by
+    step, and its exact derivative does not depend on the path.
 
     Args:
         weight_shape: ``(..., m, n)``.
         beta: step of the iteration, in (0, 1). Matters to ``pass_through`` alone.
-        niters: the budget: the products of this many steps may be spent on polynomials before a factorisation is preferred.
-        pass_through: a cheaper, approximate derivative that stores nothing but the weight: the one that ``niters`` steps
+        niters: the budget: the products of this many steps may be spent on polynomials before a factorisation is
+        preferred.
+        pass_through: a cheaper, approximate derivative that stores nothing but the weight: the one that ``niters``
+        steps
             have at their fixed point. Exact near orthogonal matrices for ``beta=0.5``, poor for ill-conditioned ones.
 
     Raises:
@@ -155,8 +158,8 @@ class BatchedQROrthogonalization(Orthogonalization):
 class _SkewOrthogonalization(Orthogonalization):
     """A base frame turned by a skew matrix that the free matrix spans.
 
-    The base is the buffer ``base``: the identity's first rows or columns, until a weight is assigned, which then becomes the
-    base, and the free matrix zero. A square weight keeps the sign of its base's determinant.
+    The base is the buffer ``base``: the identity's first rows or columns, until a weight is assigned, which then
+    becomes the base, and the free matrix zero. A square weight keeps the sign of its base's determinant.
     """
 
     scale_invariant = False
@@ -203,7 +206,8 @@ class BatchedExponentialOrthogonalization(_SkewOrthogonalization):
 
     Args:
         weight_shape: ``(..., m, n)``.
-        niters: squarings of scaling and squaring before the eigenvectors of ``A`` are preferred; 7 go up to ``‖A‖₂ ≈ 80`` in
+        niters: squarings of scaling and squaring before the eigenvectors of ``A`` are preferred; 7 go up to ``‖A‖₂ ≈
+        80`` in
             float32.
 
     Raises:

@@ -84,14 +84,10 @@ class TrainConfig:
         fields = {field.name for field in dataclasses.fields(cls)}
         version = values.get("format_version")
         if version != _FORMAT_VERSION:
-            raise ValueError(
-                f"the config has format_version {version!r}, but this version reads {_FORMAT_VERSION}"
-            )
+            raise ValueError(f"the config has format_version {version!r}, but this version reads {_FORMAT_VERSION}")
         given = set(values) - {"format_version"}
         if given != fields:
-            raise ValueError(
-                f"the config misses {sorted(fields - given)} and has unknown {sorted(given - fields)}"
-            )
+            raise ValueError(f"the config misses {sorted(fields - given)} and has unknown {sorted(given - fields)}")
         return cls(**{name: values[name] for name in fields})
 
 

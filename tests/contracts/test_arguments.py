@@ -63,7 +63,9 @@ def test_power_it_niter_and_eps():
         errors.append(1 - estimate / sigma)
     assert errors[0] > errors[1] > errors[2] > errors[3]
     assert errors[3] < 1e-6
-    lost = torch.diag(torch.tensor([1.0, 1e-3]))  # started in the direction of the small value, which a large eps calls lost
+    lost = torch.diag(
+        torch.tensor([1.0, 1e-3])
+    )  # started in the direction of the small value, which a large eps calls lost
     results = []
     for eps in (1e-12, 1e-2):
         hook = BatchedPowerIteration((2, 2), power_it_niter=1, eps=eps)

@@ -43,9 +43,7 @@ def test_other_weights_are_projected(preset, dtype):
         layer = OrthoLinear(in_features, out_features, ortho_params=PRESETS[preset], dtype=dtype)
         weight = random_matrix((out_features, in_features), singular_values=(0.3, 3), dtype=dtype, seed=0)
         layer.weight = weight
-        assert spectral(layer.weight - polar_reference(weight)) <= 10 * contract(
-            weight
-        )  # ten is the condition number
+        assert spectral(layer.weight - polar_reference(weight)) <= 10 * contract(weight)  # ten is the condition number
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -94,6 +92,4 @@ def test_assignment_in_evaluation_mode_is_seen_at_once():
         layer(torch.ones(4))
         target = orthogonal_matrix((4, 4), dtype=torch.float32, seed=5)
         layer.weight = target
-        torch.testing.assert_close(
-            layer(torch.ones(4)) - layer.bias, target @ torch.ones(4), rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(layer(torch.ones(4)) - layer.bias, target @ torch.ones(4), rtol=0, atol=1e-6)

@@ -45,9 +45,7 @@ def test_second_derivatives(preset, point):
     for shape in BATCHES:
         made = constraint(preset, shape, base_seed=7)
         free = POINTS[point](shape).requires_grad_()
-        assert gradgradcheck(made.compute, free, gaussian(shape, seed=1).requires_grad_(), fast_mode=True), (
-            f"{shape}"
-        )
+        assert gradgradcheck(made.compute, free, gaussian(shape, seed=1).requires_grad_(), fast_mode=True), f"{shape}"
 
 
 @pytest.mark.parametrize("preset", SKEW_TYPE)
@@ -105,9 +103,7 @@ def test_gradient_does_not_depend_on_the_iteration_count(condition):
 def test_exponential_does_not_depend_on_the_iteration_count():
     for shape in [(4, 4), (6, 3)]:
         free = 3 * gaussian(shape)
-        hooks = [
-            BatchedExponentialOrthogonalization(shape, niters=niters).double() for niters in (0, 2, 7, 20)
-        ]
+        hooks = [BatchedExponentialOrthogonalization(shape, niters=niters).double() for niters in (0, 2, 7, 20)]
         for hook in hooks[1:]:
             torch.testing.assert_close(hook(free), hooks[0](free), rtol=0, atol=1e-13)
             torch.testing.assert_close(gradient(hook, free), gradient(hooks[0], free), rtol=0, atol=1e-12)
@@ -122,9 +118,7 @@ def test_float32_gradient(preset, condition):
         expected = gradient(made.compute, free.double())
         found = gradient(constraint(preset, shape, torch.float32, base_seed=7).compute, free)
         error = (found - expected).norm() / expected.norm()
-        bound = (
-            20 * torch.finfo(torch.float32).eps * condition_number(free).max()
-        )  # the derivative grows as κ
+        bound = 20 * torch.finfo(torch.float32).eps * condition_number(free).max()  # the derivative grows as κ
         assert error <= bound, f"{shape}: relative error {error:.1e}, allowed {bound:.1e}"
 
 

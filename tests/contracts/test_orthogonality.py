@@ -48,9 +48,7 @@ def test_not_a_number_is_an_error_that_names_the_tensor(preset, training, bad):
         free[..., 0, 0] = bad
         made = constraint(preset, shape).train(training)
         made.label = "OrthoLinear.weight"
-        with pytest.raises(
-            NonFiniteError, match=r"OrthoLinear\.weight of shape .* holds NaN or Inf in \d+ of"
-        ):
+        with pytest.raises(NonFiniteError, match=r"OrthoLinear\.weight of shape .* holds NaN or Inf in \d+ of"):
             made(free)
 
 

@@ -173,7 +173,10 @@ def test_a_bad_member_is_named():
 
 
 def test_different_arguments_are_different_groups():
-    recipes = [OrthoParams(orthogonalizer=ClassParam(orthogonalizers.BatchedBjorckOrthogonalization, niters=n)) for n in (3, 12)]
+    recipes = [
+        OrthoParams(orthogonalizer=ClassParam(orthogonalizers.BatchedBjorckOrthogonalization, niters=n))
+        for n in (3, 12)
+    ]
     model = nn.Sequential(*(OrthoLinear(4, 4, ortho_params=recipe) for recipe in recipes))
     assert fused(model).sizes == []
     assert fused(nn.Sequential(nn.Linear(2, 2))).sizes == []
