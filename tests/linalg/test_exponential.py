@@ -54,7 +54,9 @@ def test_against_dense_matrices(kind, scale, dtype):
 def test_zero_gives_the_frame(kind):
     for shape in TALL:
         base = orthogonal_matrix(shape)
-        torch.testing.assert_close(skew_frame(torch.zeros(shape, dtype=torch.float64), base, kind), base, rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            skew_frame(torch.zeros(shape, dtype=torch.float64), base, kind), base, rtol=0, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e6, 1e30, 1e300], ids=str)
@@ -114,7 +116,9 @@ def test_expm_reverse(size, scale, seed):
     reference = torch.matrix_exp(matrix)
     (expected,) = torch.autograd.grad(reference, matrix, grad)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11 * max(1.0, expected.abs().max().item()))
-    torch.testing.assert_close(value, reference.detach(), rtol=1e-12, atol=1e-12 * reference.detach().abs().max().item())
+    torch.testing.assert_close(
+        value, reference.detach(), rtol=1e-12, atol=1e-12 * reference.detach().abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 from orthogonium.linalg import _polar_routes as routes
 from orthogonium.linalg import condition_number, orthogonality_defect, polar, polar_by_svd
 from orthogonium.linalg.polar import _polar_backward
@@ -41,7 +40,7 @@ ROADS = {
 def noise(road, dtype):
     """In units of ``√n eps κ``: what the rounding errors of a road come to.
 
-    Eight minimax steps, each up to 8.5 steep, amplify them a little; thirty, without a wider type to run them in, a lot.
+    Eight minimax steps, each up to 8.5 steep, amplify them a little; thirty, with no wider type to run in, a lot.
     """
     return {"minimax": 32, "fixed_schedule": 4 if dtype == torch.float32 else 2**15}.get(road, 4)
 
