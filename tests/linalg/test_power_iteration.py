@@ -42,18 +42,26 @@ def test_warm_starts_follow_a_moving_matrix():
     assert 0.98 * truth <= sigma <= truth
 
 
-@pytest.mark.parametrize("start", ["zero", "nan", "infinite", "orthogonal to the range"])
+LOST = {
+    "zero": torch.zeros(3),
+    "nan": torch.full((3,), torch.nan),
+    "infinite": torch.full((3,), torch.inf),
+    "all but infinite": torch.full((3,), 3e38),
+    "tiny": torch.full((3,), 1e-38),
+    "orthogonal to the range": torch.tensor([0.0, 0.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("start", LOST)
 def test_a_lost_direction_is_found_again(start):
-    matrix = torch.diag(torch.tensor([2.0, 1.0, 0.0]))
-    left = {
-        "zero": torch.zeros(3),
-        "nan": torch.full((3,), torch.nan),
-        "infinite": torch.full((3,), torch.inf),
-        "orthogonal to the range": torch.tensor([0.0, 0.0, 1.0]),
-    }[start]
-    sigma, u, _ = power_iteration(matrix, left, 30)
-    assert abs(sigma - 2.0) < 1e-5
-    assert u.isfinite().all()
+    full = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
+    for matrix, norm in ((torch.diag(torch.tensor([2.0, 1.0, 0.0])), 2.0), (full, 4.0)):
+        for number in power_iteration(matrix, LOST[start], 1):
+            assert number.isfinite().all()
+        sigma, u, v = power_iteration(matrix, LOST[start], 30)
+        assert abs(sigma - norm) < 1e-5
+        assert u.isfinite().all()
+        assert v.isfinite().all()
 
 
 def test_zero_and_back():
