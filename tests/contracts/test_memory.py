@@ -7,7 +7,6 @@ from orthogonium.parametrizations import BatchedBjorckOrthogonalization
 from orthogonium.reparametrizers import PRESETS
 from tests.helpers import conditioned, gaussian
 
-
 ROUTE = 16  # bytes beside the matrices, whatever their size: which road the forward pass took
 
 

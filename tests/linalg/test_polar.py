@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 from orthogonium.linalg import _polar_routes as routes
 from orthogonium.linalg import condition_number, orthogonality_defect, polar, polar_by_svd
 from orthogonium.linalg.polar import _polar_backward
