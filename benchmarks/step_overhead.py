@@ -50,6 +50,7 @@ def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.
 def serve(library: str) -> None:
     """Answer requests, one JSON object a line; models are built once."""
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64  # one model after the other through the same code
     kept: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -64,7 +65,6 @@ def serve(library: str) -> None:
                 handle = orthogonium.fused(model)
             x = torch.randn(batch, width, device=request["device"])
             if request["preset"].endswith(" compiled"):
-                torch._dynamo.reset()
                 model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
             kept[key] = model, torch.optim.Adam(model.parameters(), lr=1e-3), x, handle
         model, optimizer, x, _ = kept[key]

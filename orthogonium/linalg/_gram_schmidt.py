@@ -144,9 +144,10 @@ class _LQ(Function):
         matrix, q, lower, special = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _lq_backward(grad, q, lower, special), None
-        cross = grad @ q.mT
-        right = grad - (cross.tril() + cross.tril(-1).mT) @ q
-        return solve_lower_transposed((matrix @ q.mT).tril(), right), None
+        with without_autocast(grad):
+            cross = grad @ q.mT
+            right = grad - (cross.tril() + cross.tril(-1).mT) @ q
+            return solve_lower_transposed((matrix @ q.mT).tril(), right), None
 
     @staticmethod
     def vmap(

@@ -191,7 +191,7 @@ class _Frame(Function):
         free, base, half = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _frame_backward(grad, free, base, half, *ctx.rest), None, None, None
-        with torch.enable_grad():
+        with torch.enable_grad(), without_autocast(grad):
             leaf = free if free.requires_grad else free.detach().requires_grad_()
             value = _frame_composite(leaf, base, ctx.rest[0])
             (result,) = torch.autograd.grad(value, leaf, grad, create_graph=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from orthogonium.linalg._opaque import opaque
+from orthogonium.linalg._precision import without_autocast
 from orthogonium.linalg.minimax import polar_schedule
 
 
@@ -38,8 +39,9 @@ class _Lyapunov(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         symmetric, solution = ctx.saved_tensors
-        dual = lyapunov(symmetric, grad)
-        return -(dual @ solution.mT + solution.mT @ dual), dual
+        with without_autocast(grad):
+            dual = lyapunov(symmetric, grad)
+            return -(dual @ solution.mT + solution.mT @ dual), dual
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:

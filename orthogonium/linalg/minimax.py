@@ -61,7 +61,8 @@ def polar_schedule(lowest: float, tolerance: float) -> tuple[tuple[float, float,
         schedule.append(coefficients)
         if error <= tolerance:
             return tuple(schedule)
-        low, high = 1 - error, 1 + error
+        a, b, c = coefficients  # the error is largest at the lower end, where 1 - error would round to zero
+        low, high = (low * (a + low**2 * (b + c * low**2)) if error > 0.5 else 1 - error), 1 + error
 
 
 @lru_cache

@@ -112,6 +112,7 @@ def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -
     dtype = grad.dtype
     if lowest < 1e-4:
         grad, matrix, q = grad.double(), matrix.double(), q.double()
+        lowest = max(lowest, 4 * matrix.shape[-2] * torch.finfo(torch.float64).eps)  # above the rounding of H itself
     stretch = matrix @ q.mT
     stretch = 0.5 * (stretch + stretch.mT)
     scale = torch.linalg.matrix_norm(stretch, keepdim=True)
@@ -175,13 +176,14 @@ def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 def _differentiable_backward(grad: Tensor, matrix: Tensor, q: Tensor) -> Tensor:
     """The same derivative from differentiable parts, for second derivatives and ``torch.func``."""
-    stretch = matrix @ q.mT
-    stretch = 0.5 * (stretch + stretch.mT)
-    cross = grad @ q.mT
-    result = lyapunov(stretch, cross - cross.mT) @ q
-    if matrix.shape[-2] == matrix.shape[-1]:
-        return result
-    return result + torch.linalg.solve_ex(stretch, grad - cross @ q).result
+    with without_autocast(grad):
+        stretch = matrix @ q.mT
+        stretch = 0.5 * (stretch + stretch.mT)
+        cross = grad @ q.mT
+        result = lyapunov(stretch, cross - cross.mT) @ q
+        if matrix.shape[-2] == matrix.shape[-1]:
+            return result
+        return result + torch.linalg.solve_ex(stretch, grad - cross @ q).result
 
 
 @in_working_precision

@@ -118,11 +118,16 @@ class Evaluation:
                     self._values = [value.detach() for value in compute(list(originals))]
         self._value_versions = [value._version for value in self._values]
 
-    def is_current(self, position: int, original: Tensor) -> bool:
-        """Whether the weight at ``position`` was made from ``original`` as it is now, and is untouched itself."""
+    def is_current(self, position: int, original: Tensor, alias: bool = False) -> bool:
+        """Whether the weight at ``position`` was made from ``original`` as it is now, and is untouched itself.
+
+        ``alias``: another tensor over the same memory will do, as compiled code passes it; not where gradients flow.
+        """
         kept = self._pullback
+        mine = kept.originals[position]
+        same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
         return (
-            kept.originals[position] is original
+            same
             and kept.versions[position] == original._version
             and self._addresses[position] == original.data_ptr()
             and self._values[position]._version == self._value_versions[position]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from orthogonium._version import __version__
 from orthogonium.linalg import NonFiniteError
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
+
+# where torch cannot tell, every traced program might be an exported one
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
+_numbers = itertools.count()
+_enrolled: weakref.WeakValueDictionary[int, Constraint] = weakref.WeakValueDictionary()
 
 
 class Constraint(nn.Module):
@@ -19,7 +26,9 @@ class Constraint(nn.Module):
     - In evaluation mode once, until the free tensor changes (in-place operations of torch are noticed; writes through
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
-    - Inside ``torch.compile``, ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at each reading.
+    - Compiled evaluation without gradients looks the remembered weight up at run time, and copies it.
+    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at
+      each reading.
 
     A normaliser in front of a scale-invariant orthogonaliser changes neither weight nor gradient, and is not run.
 
@@ -38,7 +47,12 @@ class Constraint(nn.Module):
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
         self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
-        self._group: weakref.ref[Any] | None = None
+        self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
+        self._enrol()
+
+    def _enrol(self) -> None:
+        self._number = next(_numbers)
+        _enrolled[self._number] = self
 
     @property
     def _normalizes(self) -> bool:
@@ -51,20 +65,24 @@ class Constraint(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         try:
             if _must_recompute(original):
+                if not self.training and _compiles_without_gradient(original):
+                    return _remembered(original, self._number)
                 return self.compute(original)
             evaluation, position = self._current(original)
             return evaluation.weight(position)
         except NonFiniteError as error:
-            text = str(error).removeprefix("matrix ").removeprefix("weight ")
-            raise NonFiniteError(f"{self.label} {text}") from None
+            raise self._named(error) from None
 
-    def _current(self, original: Tensor) -> tuple[Evaluation, int]:
+    def _named(self, error: NonFiniteError) -> NonFiniteError:
+        text = str(error).removeprefix("matrix ").removeprefix("weight ")
+        return NonFiniteError(f"{self.label} {text}")
+
+    def _current(self, original: Tensor, alias: bool = False) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
             evaluation, position = self._evaluation
-            if evaluation.is_current(position, original) and self._may_reuse(evaluation, position):
+            if evaluation.is_current(position, original, alias) and self._may_reuse(evaluation, position):
                 return self._evaluation
-        group = self._group() if self._group is not None else None
-        if group is None or not group.evaluate(self, original):
+        if self._group is None or not self._group.evaluate(self, original):
             normalizer = self.normalizer if self._normalizes else None
             orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
@@ -93,7 +111,10 @@ class Constraint(nn.Module):
             free = weight
             for hook in (self.orthogonalizer, self.normalizer):
                 inverse = getattr(hook, "right_inverse", None)
-                free = inverse(free) if inverse is not None else free
+                try:
+                    free = inverse(free) if inverse is not None else free
+                except NonFiniteError as error:
+                    raise self._named(error) from None
         return free
 
     def train(self, mode: bool = True) -> Constraint:
@@ -118,6 +139,10 @@ class Constraint(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_evaluation": None, "_group": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._enrol()
+
 
 def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, original: Tensor) -> Tensor:
     free = original if normalizer is None else normalizer(original)
@@ -135,3 +160,23 @@ def _must_recompute(original: Tensor) -> bool:
         or original.is_meta
         or original.is_inference()
     )
+
+
+def _compiles_without_gradient(original: Tensor) -> bool:
+    """Whether compiled code, not an exported program that outlives this process, reads the weight for its value."""
+    if not torch.compiler.is_compiling() or _is_exporting():
+        return False
+    return not (torch.is_grad_enabled() and original.requires_grad)
+
+
+@torch.library.custom_op(f"orthogonium_{__version__.replace('.', '_')}::remembered", mutates_args=())
+def _remembered(original: Tensor, number: int) -> Tensor:
+    """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
+    evaluation, position = _enrolled[number]._current(original, alias=True)
+    with torch.no_grad():
+        return evaluation.weight(position).clone()
+
+
+@_remembered.register_fake
+def _(original: Tensor, number: int) -> Tensor:
+    return torch.empty_like(original)

@@ -68,7 +68,7 @@ class FusedConstraints:
         self._constraints = [[c for _, c in members] for members in found.values() if len(members) > 1]
         for group, constraints in zip(self._groups, self._constraints, strict=True):
             for constraint in constraints:
-                constraint._group = weakref.ref(group)
+                constraint._group = group
 
     @property
     def sizes(self) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from orthogonium._checks import check_floating, check_weight_shape
+from orthogonium._checks import check_floating, check_same_shape, check_weight_shape
 from orthogonium.linalg import (
     cholesky_orthogonalize,
     in_working_precision,
@@ -55,6 +55,7 @@ class Orthogonalization(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """A free matrix that gives ``weight`` back, or the nearest orthogonal matrix to it."""
+        check_same_shape("weight", weight, self.weight_shape)
         return _nearest(weight)
 
     def extra_repr(self) -> str:
@@ -194,6 +195,7 @@ class _SkewOrthogonalization(Orthogonalization):
         self._restore_base()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        check_same_shape("weight", weight, self.weight_shape)
         with torch.no_grad():
             self.base = _nearest(weight).detach().clone()
         return torch.zeros_like(weight)
