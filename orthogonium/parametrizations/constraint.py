@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium._version import __version__
-from orthogonium.linalg import NonFiniteError
+from orthogonium.linalg import NonFiniteError, differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 
@@ -155,7 +155,7 @@ def _must_recompute(original: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(original) not in (Tensor, nn.Parameter)
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or differentiates_forward()
         or torch.jit.is_tracing()
         or original.is_meta
         or original.is_inference()
