@@ -31,11 +31,14 @@ class _ConstrainedLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw a uniformly distributed orthogonal weight (Haar), and the bias as :class:`torch.nn.Linear` does."""
+        constrained = is_parametrized(self, "weight")
+        # the free tensor, since the weight of uninitialised or diverged memory cannot be computed
+        present: Tensor = self.parametrizations.weight.original if constrained else self.weight  # type: ignore[union-attr, assignment]
         with torch.no_grad():
-            if not self.weight.is_meta:
-                draw = torch.randn(self.weight.shape, dtype=torch.float32, device=self.weight.device)
-                weight = qr_orthogonalize(draw).to(self.weight.dtype)
-                if is_parametrized(self, "weight"):
+            if not present.is_meta:
+                draw = torch.randn(present.shape, dtype=torch.float32, device=present.device)
+                weight = qr_orthogonalize(draw).to(present.dtype)
+                if constrained:
                     self.weight = weight
                 else:
                     self.weight.copy_(weight)

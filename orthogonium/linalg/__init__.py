@@ -1,6 +1,6 @@
 """Functions from tensors to tensors, batched over leading dimensions."""
 
-from orthogonium.linalg._precision import NonFiniteError, differentiates_forward, in_working_precision
+from orthogonium.linalg._precision import NonFiniteError, in_working_precision
 from orthogonium.linalg.bjorck import bjorck, polar_pass_through
 from orthogonium.linalg.cholesky import cholesky_orthogonalize
 from orthogonium.linalg.diagnostics import (
@@ -19,7 +19,6 @@ __all__ = [
     "bjorck",
     "cholesky_orthogonalize",
     "condition_number",
-    "differentiates_forward",
     "in_working_precision",
     "orthogonality_defect",
     "polar",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium._version import __version__
-from orthogonium.linalg import NonFiniteError, differentiates_forward
+from orthogonium.linalg import NonFiniteError
+from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 

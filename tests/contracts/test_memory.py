@@ -7,18 +7,15 @@ from orthogonium.parametrizations import BatchedBjorckOrthogonalization
 from orthogonium.reparametrizers import PRESETS
 from tests.helpers import conditioned, gaussian
 
-ROUTE = 16  # bytes beside the matrices, whatever their size: which road the forward pass took
-
 
 def saved(hook, free) -> float:
-    """Bytes of the storages that one evaluation saves, each counted once, over the weight's.
-
-    The free tensor and the weight themselves do not count.
-    """
+    """Bytes of the storages saved, each counted once, without free tensor and weight, over those of the weight."""
     storages, holding = {}, []
 
     def pack(tensor):
         holding.append(tensor)
+        if tensor.numel() <= 2:  # the note on which road was taken: sixteen bytes whatever the size
+            return tensor
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -38,7 +35,7 @@ def hook_and_free(preset, shape, condition):
 @pytest.mark.parametrize("condition", [1.05, 3.0, 100.0, 1e5], ids=str)
 @pytest.mark.parametrize("preset", ["default", "default_test", "polar", "svd"])
 def test_polar(preset, condition):
-    assert saved(*hook_and_free(preset, (64, 64), condition)) <= 2.0 + ROUTE / (4 * 64 * 64)
+    assert saved(*hook_and_free(preset, (64, 64), condition)) <= 2.0
     assert saved(*hook_and_free(preset, (32, 128), condition)) <= 1.3
     assert saved(*hook_and_free(preset, (128, 32), condition)) <= 1.3
 

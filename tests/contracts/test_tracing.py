@@ -105,6 +105,9 @@ def test_meta_device(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_filling_a_meta_layer_by_reset_parameters(preset):
     layer = OrthoLinear(6, 4, ortho_params=PRESETS[preset], device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(torch.nan)  # as uninitialised memory may be
     layer.reset_parameters()
     weight = layer.weight
     torch.testing.assert_close(weight @ weight.mT, torch.eye(4), rtol=0, atol=contract(weight))

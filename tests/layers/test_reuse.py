@@ -1,8 +1,8 @@
 """When a weight is computed: once per forward pass in training, once until a change in evaluation, and never stale."""
 
 import gc
-import itertools
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -181,7 +181,7 @@ def test_training_follows_every_step(layer):
         layer(X).pow(3).sum().backward()
         weights.append(layer.weight.detach().clone())
         optimizer.step()
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(weights))
+    assert all(not torch.equal(a, b) for a, b in pairwise(weights))
 
 
 def test_a_look_without_gradient_before_training(layer):

@@ -40,8 +40,7 @@ ROADS = {
 def noise(road, dtype):
     """In units of ``√n eps κ``: what the rounding errors of a road come to.
 
-    Eight minimax steps, each up to 8.5 steep, amplify them a little; thirty, without a wider type to run them in, a
-    lot.
+    Eight minimax steps, each up to 8.5 steep, amplify them a little; thirty, with no wider type to run in, a lot.
     """
     return {"minimax": 32, "fixed_schedule": 4 if dtype == torch.float32 else 2**15}.get(road, 4)
 
