@@ -2,6 +2,29 @@
 
 from orthogonium.layers.activations import GroupSort, MaxMin
 from orthogonium.layers.constrain import constrain, fused, orthogonal
+from orthogonium.layers.conv import AdaptiveOrthoConv2d, OrthoConv1d, OrthoConv2d, OrthoConv3d
+from orthogonium.layers.conv_transposed import (
+    AdaptiveOrthoConvTranspose2d,
+    OrthoConvTranspose1d,
+    OrthoConvTranspose2d,
+    OrthoConvTranspose3d,
+)
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
 
-__all__ = ["GroupSort", "MaxMin", "OrthoLinear", "UnitNormLinear", "constrain", "fused", "orthogonal"]
+__all__ = [
+    "AdaptiveOrthoConv2d",
+    "AdaptiveOrthoConvTranspose2d",
+    "GroupSort",
+    "MaxMin",
+    "OrthoConv1d",
+    "OrthoConv2d",
+    "OrthoConv3d",
+    "OrthoConvTranspose1d",
+    "OrthoConvTranspose2d",
+    "OrthoConvTranspose3d",
+    "OrthoLinear",
+    "UnitNormLinear",
+    "constrain",
+    "fused",
+    "orthogonal",
+]

@@ -13,6 +13,7 @@ from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 Module = TypeVar("Module", bound=nn.Module)
 
+
 def orthogonal(
     module: Module, name: str = "weight", ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS
 ) -> Module:
@@ -99,31 +100,37 @@ class _Translation:
         self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
     ) -> None:
         plain, inside = f"{prefix}{self.name}", f"{prefix}parametrizations.{self.name}."
-        free, extra = f"{inside}original", f"{inside}0._extra_state"
         parametrization = module.parametrizations[self.name]  # type: ignore[index]
         constraint: Constraint = parametrization[0]
-        if plain in state and free not in state:
-            if not self._fits(module, state[plain]):
+        free = [name for name, _ in parametrization.named_parameters(recurse=False)]
+        free += [name for name, _ in parametrization.named_buffers(recurse=False)]
+        first = getattr(parametrization, free[0])
+        matrix_key, extra = f"{inside}{free[0]}", f"{inside}0._extra_state"
+        if plain in state and matrix_key not in state:
+            shape = getattr(module, self.name).shape
+            if not isinstance(state[plain], Tensor) or state[plain].shape != shape:
                 return  # torch reports the shape
-            weight = state.pop(plain)
-        elif free in state and extra in state and self._fits(module, state[free]):
+            found = constraint.right_inverse(state.pop(plain).to(first))
+            for name, tensor in zip(free, found if isinstance(found, tuple) else (found,), strict=True):
+                state[f"{inside}{name}"] = tensor
+        elif matrix_key in state and extra in state and state[matrix_key].shape == first.shape:
             code = round(float(state[extra]))
-            source = source_of(code, state[free])
+            source = source_of(code, state[matrix_key])
             if source is None:
                 return
             if code == checkpoint_code(constraint.orthogonalizer):
                 self._complete(state, f"{inside}0.", constraint)
                 return
-            base = state.get(f"{inside}0.orthogonalizer.base")
+            base = next((state[key] for key in state if key.startswith(f"{inside}0.") and key.endswith(".base")), None)
             if base is not None:
                 source.load_state_dict({"base": base})
             with torch.no_grad():
-                weight = source(state[free])
+                matrix = source(state[matrix_key])
+            state[matrix_key] = constraint.matrix_right_inverse(matrix.to(first))
         else:
             return
         for key in [key for key in state if key.startswith(f"{inside}0.")]:
             del state[key]
-        state[free] = constraint.right_inverse(weight.to(parametrization.original))
         self._complete(state, f"{inside}0.", constraint)
 
     @staticmethod
@@ -134,7 +141,3 @@ class _Translation:
             del state[key]
         for key, value in own.items():
             state.setdefault(f"{inside}{key}", value)
-
-    def _fits(self, module: nn.Module, weight: Any) -> bool:
-        original = module.parametrizations[self.name].original  # type: ignore[index]
-        return isinstance(weight, Tensor) and weight.shape == original.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 
 class Constraint(nn.Module):
     """A free tensor becomes a weight: ``orthogonalizer(normalizer(free))``, computed no more often than needed.
+
+    Where several free tensors stand behind one weight, the normaliser acts on the first of them.
 
     - In evaluation mode once, until the free tensor changes (in-place operations of torch are noticed; writes through
       ``.data`` only at the next switch of mode).
@@ -43,35 +46,35 @@ class Constraint(nn.Module):
     def _normalizes(self) -> bool:
         return not getattr(self.orthogonalizer, "scale_invariant", False)
 
-    def compute(self, original: Tensor) -> Tensor:
+    def compute(self, *originals: Tensor) -> Tensor:
         """The weight, from scratch."""
-        return _pipeline(self.normalizer if self._normalizes else None, self.orthogonalizer, original)
+        return _pipeline(self.normalizer if self._normalizes else None, self.orthogonalizer, originals)
 
-    def forward(self, original: Tensor) -> Tensor:
+    def forward(self, *originals: Tensor) -> Tensor:
         try:
-            if _must_recompute(original):
-                return self.compute(original)
-            evaluation, position = self._current(original)
+            if any(_must_recompute(original) for original in originals):
+                return self.compute(*originals)
+            evaluation, position = self._current(originals)
             return evaluation.weight(position)
         except NonFiniteError as error:
             text = str(error).removeprefix("matrix ").removeprefix("weight ")
             raise NonFiniteError(f"{self.label} {text}") from None
 
-    def _current(self, original: Tensor) -> tuple[Evaluation, int]:
+    def _current(self, originals: Sequence[Tensor]) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
             evaluation, position = self._evaluation
-            if evaluation.is_current(position, original) and self._may_reuse(evaluation, position):
+            if evaluation.is_current(position, originals) and self._may_reuse(evaluation, position):
                 return self._evaluation
         group = self._group() if self._group is not None else None
-        if group is None or not group.evaluate(self, original):
+        if group is None or not group.evaluate(self, originals):
             normalizer = self.normalizer if self._normalizes else None
             orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
             def compute(free: list[Tensor]) -> list[Tensor]:
-                return [_pipeline(normalizer, orthogonalizer, free[0])]
+                return [_pipeline(normalizer, orthogonalizer, free)]
 
             keep_graph = self.training and torch.is_grad_enabled()
-            self._evaluation = Evaluation(compute, [original], keep_graph), 0
+            self._evaluation = Evaluation(compute, [originals], keep_graph), 0
         assert self._evaluation is not None
         return self._evaluation
 
@@ -89,11 +92,19 @@ class Constraint(nn.Module):
     def right_inverse(self, weight: Tensor) -> Any:
         self._evaluation = None
         with torch.no_grad():
-            free = weight
-            for hook in (self.orthogonalizer, self.normalizer):
-                inverse = getattr(hook, "right_inverse", None)
-                free = inverse(free) if inverse is not None else free
-        return free
+            free = self.orthogonalizer.right_inverse(weight) if _has_inverse(self.orthogonalizer) else weight
+            if not _has_inverse(self.normalizer):
+                return free
+            inverse: Callable[[Tensor], Tensor] = self.normalizer.right_inverse
+            return (inverse(free[0]), *free[1:]) if isinstance(free, tuple) else inverse(free)
+
+    def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
+        """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
+        self._evaluation = None
+        with torch.no_grad():
+            hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
+            free: Tensor = hook.right_inverse(matrix) if _has_inverse(hook) else matrix
+            return self.normalizer.right_inverse(free) if _has_inverse(self.normalizer) else free
 
     def train(self, mode: bool = True) -> Constraint:
         self._evaluation = None
@@ -118,10 +129,14 @@ class Constraint(nn.Module):
         return self.__dict__ | {"_evaluation": None, "_group": None}
 
 
-def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, original: Tensor) -> Tensor:
-    free = original if normalizer is None else normalizer(original)
-    weight: Tensor = orthogonalizer(free)
+def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, originals: Sequence[Tensor]) -> Tensor:
+    first = originals[0] if normalizer is None else normalizer(originals[0])
+    weight: Tensor = orthogonalizer(first, *originals[1:])
     return weight
+
+
+def _has_inverse(hook: nn.Module) -> bool:
+    return callable(getattr(hook, "right_inverse", None))
 
 
 def _must_recompute(original: Tensor) -> bool:
