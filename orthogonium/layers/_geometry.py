@@ -9,6 +9,7 @@ circle when every position is read once. Everything below follows from counting 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import Any
 
 
 def as_tuple(name: str, value: object, dims: int, least: int) -> tuple[int, ...]:
@@ -18,7 +19,9 @@ def as_tuple(name: str, value: object, dims: int, least: int) -> tuple[int, ...]
         TypeError: neither an integer nor a sequence of them.
         ValueError: another number of axes, or an entry below ``least``.
     """
-    entries = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * dims
+    entries: tuple[Any, ...] = (value,) * dims
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        entries = tuple(value)
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(entry, int):
             raise TypeError(f"{name} must be an integer or {dims} of them, got {value!r}")
@@ -31,14 +34,13 @@ def as_tuple(name: str, value: object, dims: int, least: int) -> tuple[int, ...]
     return entries
 
 
-def check_channels(in_channels: object, out_channels: object, groups: object) -> None:
+def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
     """Raise unless these are positive integers and ``groups`` divides both numbers of channels."""
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    assert isinstance(in_channels, int) and isinstance(out_channels, int) and isinstance(groups, int)
     if in_channels % groups or out_channels % groups:
         common = [g for g in range(1, groups) if in_channels % g == 0 and out_channels % g == 0]
         raise ValueError(

@@ -100,7 +100,7 @@ class _Translation:
         self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
     ) -> None:
         plain, inside = f"{prefix}{self.name}", f"{prefix}parametrizations.{self.name}."
-        parametrization = module.parametrizations[self.name]  # type: ignore[index]
+        parametrization: Any = module.parametrizations[self.name]  # type: ignore[index]
         constraint: Constraint = parametrization[0]
         free = [name for name, _ in parametrization.named_parameters(recurse=False)]
         free += [name for name, _ in parametrization.named_buffers(recurse=False)]

@@ -21,6 +21,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
     """What convolutions and transposed convolutions share: the constraint, initialisation, pickling."""
 
     _dims: ClassVar[int]
+    padding_mode: Any
     geometry: ConvGeometry
     ortho_params: OrthoParams
 
@@ -127,19 +128,9 @@ class _OrthoConv(_OrthoKernelLayer):
         geometry, plan = self._checked(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, ortho_params, dtype
         )
-        super().__init__(  # type: ignore[call-arg]
-            in_channels,
-            out_channels,
-            geometry.kernel_size,
-            geometry.stride,
-            0,
-            geometry.dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
+        sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, geometry.dilation)
+        rest: tuple[Any, ...] = (groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, *sizes, *rest)
         self.geometry = geometry
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.pads)
         self._reversed_padding_repeated_twice = [p for pair in reversed(geometry.pads) for p in pair]

@@ -1,6 +1,7 @@
 """Orthogonal transposed convolutions: adjoints of orthogonal convolutions, circular padding included."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +38,9 @@ class _OrthoConvTranspose(_OrthoKernelLayer):
             out_channels, in_channels, kernel_size, stride, padding, dilation, groups, padding_mode, ortho_params, dtype
         )
         more = as_tuple("output_padding", output_padding, self._dims, least=0)
-        super().__init__(  # type: ignore[call-arg]
-            in_channels,
-            out_channels,
-            geometry.kernel_size,
-            geometry.stride,
-            0,
-            more,
-            groups,
-            bias,
-            geometry.dilation,
-            "zeros",
-            device,
-            dtype,
-        )
+        sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, more)
+        rest: tuple[Any, ...] = (groups, bias, geometry.dilation, "zeros", device, dtype)
+        super().__init__(in_channels, out_channels, *sizes, *rest)
         self.geometry, self.padding_mode = geometry, padding_mode
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.pads)
         gaps = [s - geometry.extent(axis) for axis, s in enumerate(geometry.stride)]
@@ -142,7 +132,7 @@ class _OrthoConvTranspose(_OrthoKernelLayer):
             core = core + F.pad(wide.narrow(dim, before + side, after), (*behind, 0, side - after))
         return core
 
-    def _arguments(self) -> dict[str, object]:
+    def _arguments(self) -> dict[str, Any]:
         return super()._arguments() | {"output_padding": self.output_padding}
 
 

@@ -53,7 +53,8 @@ def _spread(kernel: Tensor, strides: Sequence[int]) -> Tensor:
     """Zeros between taps."""
     sides = [(k - 1) * s + 1 for k, s in zip(kernel.shape[2:], strides, strict=True)]
     wide = kernel.new_zeros((*kernel.shape[:2], *sides))
-    wide[(..., *(slice(None, None, s) for s in strides))] = kernel
+    every: tuple[Any, ...] = (..., *(slice(None, None, s) for s in strides))
+    wide[every] = kernel
     return wide
 
 
@@ -75,9 +76,9 @@ def identity_kernel(
     if channels % groups:
         raise ValueError(f"groups={groups} does not divide {channels} channels")
     kernel = torch.zeros(channels, channels // groups, *kernel_size, dtype=dtype, device=device)
-    centre = tuple((k - 1) // 2 for k in kernel_size)
     rows = torch.arange(channels, device=device)
-    kernel[(rows, rows % (channels // groups), *centre)] = 1.0
+    entries: tuple[Any, ...] = (rows, rows % (channels // groups), *((k - 1) // 2 for k in kernel_size))
+    kernel[entries] = 1.0
     return kernel
 
 
@@ -146,7 +147,8 @@ class _Taps(Function):
         with torch.enable_grad():
             leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (start, frames)]
             value = _taps_composite(leaves[0], leaves[1], ctx.axes)
-            return *torch.autograd.grad(value, leaves, grad, create_graph=True), None
+            grad_start, grad_frames = torch.autograd.grad(value, leaves, grad, create_graph=True)
+        return grad_start, grad_frames, None
 
 
 def _taps_backward(

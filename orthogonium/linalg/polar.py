@@ -22,8 +22,8 @@ from orthogonium.linalg._precision import in_working_precision, without_autocast
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
     lyapunov,
-    skew_lyapunov_by_sign,
     skew_lyapunov_near_identity,
+    skew_lyapunov_by_sign,
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,19 +92,18 @@ class Constraint(nn.Module):
     def right_inverse(self, weight: Tensor) -> Any:
         self._evaluation = None
         with torch.no_grad():
-            free = self.orthogonalizer.right_inverse(weight) if _has_inverse(self.orthogonalizer) else weight
-            if not _has_inverse(self.normalizer):
-                return free
-            inverse: Callable[[Tensor], Tensor] = self.normalizer.right_inverse
-            return (inverse(free[0]), *free[1:]) if isinstance(free, tuple) else inverse(free)
+            free = _inverse(self.orthogonalizer, weight)
+            if isinstance(free, tuple):
+                return (_inverse(self.normalizer, free[0]), *free[1:])
+            return _inverse(self.normalizer, free)
 
     def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
         """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
         self._evaluation = None
         with torch.no_grad():
             hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
-            free: Tensor = hook.right_inverse(matrix) if _has_inverse(hook) else matrix
-            return self.normalizer.right_inverse(free) if _has_inverse(self.normalizer) else free
+            free: Tensor = _inverse(self.normalizer, _inverse(hook, matrix))
+            return free
 
     def train(self, mode: bool = True) -> Constraint:
         self._evaluation = None
@@ -135,8 +134,9 @@ def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, originals
     return weight
 
 
-def _has_inverse(hook: nn.Module) -> bool:
-    return callable(getattr(hook, "right_inverse", None))
+def _inverse(hook: nn.Module, weight: Tensor) -> Any:
+    inverse: Any = getattr(hook, "right_inverse", None)
+    return weight if inverse is None else inverse(weight)
 
 
 def _must_recompute(original: Tensor) -> bool:

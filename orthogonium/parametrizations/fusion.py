@@ -26,7 +26,9 @@ class _Group:
             owner, constraint = owner_ref(), constraint_ref()
             if owner is None or constraint is None:
                 return False
-            members.append((constraint, owner.original))
+            free = owner.original
+            assert isinstance(free, Tensor)
+            members.append((constraint, free))
         reference = members[0][1]
         if not any(c is asking and free is originals[0] for c, free in members):
             return False
