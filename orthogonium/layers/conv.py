@@ -41,7 +41,9 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         """Every check of the arguments; for a transposed convolution the channels of its adjoint."""
         check_channels(in_channels, out_channels, groups)
         if not isinstance(ortho_params, OrthoParams):
-            raise TypeError(f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}")
+            raise TypeError(
+                f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}"
+            )
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be real floating point, such as torch.float32, got {dtype}")
         size = as_tuple("kernel_size", kernel_size, self._dims, least=1)
@@ -126,7 +128,16 @@ class _OrthoConv(_OrthoKernelLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         geometry, plan = self._checked(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, ortho_params, dtype
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            ortho_params,
+            dtype,
         )
         sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, geometry.dilation)
         rest: tuple[Any, ...] = (groups, bias, padding_mode, device, dtype)
@@ -148,7 +159,9 @@ class _OrthoConv(_OrthoKernelLayer):
             mode = "circular" if self.geometry.circular else "constant"
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
             padding = (0,) * self._dims
-        return _CONVOLUTIONS[self._dims](input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return _CONVOLUTIONS[self._dims](
+            input, weight, bias, self.stride, padding, self.dilation, self.groups
+        )
 
 
 _DOC = """{first}
@@ -182,7 +195,9 @@ _DOC = """{first}
         et al., "An adaptive orthogonal convolution scheme", arXiv:2501.07930, 2025.
     """
 
-_EXISTS = "A kernel shorter than the stride needs ``out_channels ≤ in_channels · Π min(kernel_size, stride)``."
+_EXISTS = (
+    "A kernel shorter than the stride needs ``out_channels ≤ in_channels · Π min(kernel_size, stride)``."
+)
 
 
 class OrthoConv1d(_OrthoConv, nn.Conv1d):

@@ -35,7 +35,16 @@ class _OrthoConvTranspose(_OrthoKernelLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         geometry, plan = self._checked(
-            out_channels, in_channels, kernel_size, stride, padding, dilation, groups, padding_mode, ortho_params, dtype
+            out_channels,
+            in_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            ortho_params,
+            dtype,
         )
         more = as_tuple("output_padding", output_padding, self._dims, least=0)
         sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, more)
@@ -139,7 +148,9 @@ class _OrthoConvTranspose(_OrthoKernelLayer):
 _MORE = """        output_padding: more sides of the output, below the stride, as in torch. With ``padding="same"`` the output has
             ``windows · stride`` sides without it.
 """
-_EXISTS = "A kernel shorter than the stride needs ``in_channels ≤ out_channels · Π min(kernel_size, stride)``."
+_EXISTS = (
+    "A kernel shorter than the stride needs ``in_channels ≤ out_channels · Π min(kernel_size, stride)``."
+)
 
 
 def _documentation(dims: int, word: str) -> str:
@@ -150,7 +161,9 @@ def _documentation(dims: int, word: str) -> str:
         more=_MORE,
         sides="windows · stride",
     )
-    return text.replace("``out_channels ≥ in_channels · Π stride``", "``out_channels · Π stride ≥ in_channels``")
+    return text.replace(
+        "``out_channels ≥ in_channels · Π stride``", "``out_channels · Π stride ≥ in_channels``"
+    )
 
 
 class OrthoConvTranspose1d(_OrthoConvTranspose, nn.ConvTranspose1d):

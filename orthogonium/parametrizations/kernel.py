@@ -115,7 +115,9 @@ class KernelPlan:
                 kernel = kernel.narrow(dim, 1 if from_core % 2 == 0 else 0, length - 1)
                 continue
             first, last = kernel.narrow(dim, 0, 1).flatten(2), kernel.narrow(dim, length - 1, 1).flatten(2)
-            frame = torch.linalg.eigh(first @ first.mT - last @ last.mT).eigenvectors[..., -(self.middle // 2) :]
+            frame = torch.linalg.eigh(first @ first.mT - last @ last.mT).eigenvectors[
+                ..., -(self.middle // 2) :
+            ]
             found.append(frame)
             near, far = kernel.narrow(dim, 0, length - 1), kernel.narrow(dim, 1, length - 1)
             kernel = far + (frame @ (frame.mT @ (near - far).flatten(2))).view_as(far)
@@ -223,4 +225,3 @@ def _orthonormal_frames(frames: Tensor) -> Tensor:
         return cholesky_orthogonalize(frames)
     except NonFiniteError as error:
         raise NonFiniteError(f"{error} (the free frames behind the kernel)") from None
-

@@ -80,7 +80,9 @@ def train(layer, sides, steps=100, rate=5.0):
         optimizer.step()
 
 
-@settings(max_examples=DRAWS, deadline=None, derandomize=DRAWS <= 200, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=DRAWS, deadline=None, derandomize=DRAWS <= 200, suppress_health_check=list(HealthCheck)
+)
 @given(cases())
 def test_either_a_documented_error_or_the_bound(case):
     name, arguments, sides, seed = case
