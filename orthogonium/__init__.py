@@ -17,6 +17,7 @@ from orthogonium.layers import (
     UnitNormLinear,
     fused,
     orthogonal,
+    singular_values,
 )
 from orthogonium.reparametrizers import (
     BJORCK_PASS_THROUGH_ORTHO_PARAMS,
@@ -67,4 +68,5 @@ __all__ = [
     "fused",
     "lipschitz_product",
     "orthogonal",
+    "singular_values",
 ]

@@ -10,6 +10,7 @@ from orthogonium.layers.conv_transposed import (
     OrthoConvTranspose3d,
 )
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
+from orthogonium.layers.spectrum import singular_values
 
 __all__ = [
     "AdaptiveOrthoConv2d",
@@ -27,4 +28,5 @@ __all__ = [
     "constrain",
     "fused",
     "orthogonal",
+    "singular_values",
 ]
