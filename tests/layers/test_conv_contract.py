@@ -59,13 +59,16 @@ def check_bound(layer, sides, stage):
     values, slack = spectrum(matrix), allowance(matrix, layer.weight.dtype, layer.groups)
     assert values[-1] <= 1 + slack, f"{stage}: largest singular value {values[-1]:.9f}"
     geometry = layer.geometry
-    outputs, inputs = layer.out_channels, layer.in_channels
+    outputs, inputs, windows = layer.out_channels, layer.in_channels, None
     if layer.transposed:
-        outputs, inputs = inputs, outputs
+        outputs, inputs, windows = inputs, outputs, sides
         sides = layer(torch.zeros(1, layer.in_channels, *sides, dtype=layer.weight.dtype)).shape[2:]
     core = prod(min(k, s) for k, s in zip(geometry.kernel_size, geometry.stride, strict=True))
     keeps_rows = outputs <= inputs * core and (geometry.circular or not any(map(sum, geometry.pads)))
-    if keeps_rows or geometry.is_tiled(sides):
+    tiled = geometry.is_tiled(sides)
+    if windows is not None:  # more output_padding than the stride leaves positions that no window reads
+        tiled = tiled and all(n * s == side for n, s, side in zip(windows, geometry.stride, sides, strict=True))
+    if keeps_rows or tiled:
         assert values[0] >= 1 - slack, f"{stage}: smallest singular value {values[0]:.9f}"
 
 
