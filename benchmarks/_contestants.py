@@ -55,7 +55,7 @@ def contestant(library: str, method: str, free: Tensor) -> tuple[Weight, Tensor]
             from orthogonium.parametrizations import Constraint
 
             constraint = Constraint(normalizer, orthogonalizer)
-            return lambda: constraint(leaf), leaf
+            return lambda: constraint.compute(leaf), leaf  # the hooks, as for the peer
         return lambda: orthogonalizer(normalizer(leaf)), leaf
     if library == "torch":
         leaf = free.clone().requires_grad_()
@@ -64,6 +64,8 @@ def contestant(library: str, method: str, free: Tensor) -> tuple[Weight, Tensor]
         module = Hooked(torch.eye(*shape[-2:], dtype=free.dtype, device=free.device).expand(shape).clone())
         torch.nn.utils.parametrizations.orthogonal(module, orthogonal_map=method)
         with torch.no_grad():
+            if method == "householder":  # its free tensor has a unit diagonal
+                free = free.tril(-1) + torch.eye(*shape[-2:], dtype=free.dtype, device=free.device)
             module.parametrizations.weight.original.copy_(free)
         return lambda: module.weight, module.parametrizations.weight.original
     if library == "geotorch":

@@ -84,9 +84,9 @@ GOALS: list[tuple[str, tuple[str, str], tuple[str, str], str, dict[tuple[int, ..
 class Worker:
     """One library in a process of its own, asked over a pipe."""
 
-    def __init__(self, library: str, path: str | None) -> None:
+    def __init__(self, library: str, path: str | None, script: Path = HERE / "_contestants.py") -> None:
         environment = {**os.environ, "PYTHONPATH": path or str(HERE.parent)}
-        command = [sys.executable, "-P", str(HERE / "_contestants.py"), library]
+        command = [sys.executable, str(script), library]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
         )

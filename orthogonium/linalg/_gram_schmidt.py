@@ -54,53 +54,52 @@ def _signed_qr(matrix: Tensor) -> Factors:
     return (q * signs[..., None, :]).mT, (r * signs[..., :, None]).mT
 
 
-def cholesky(matrix: Tensor, stable: bool) -> Factors:
-    """``(Q, L)`` from the Cholesky factor of ``W Wᵀ``, verified, with :func:`householder` in float64 as the last resort."""
-    if in_ordinary_range(matrix):
-        for work in (matrix, matrix.double()) if matrix.dtype == torch.float32 else (matrix,):
-            factors = _verified_cholesky(work, stable)
-            if factors is not None:
-                q, lower = factors
-                return q.to(matrix.dtype), lower.to(matrix.dtype)
-    q, lower = householder(matrix.double())
-    return q.to(matrix.dtype), lower.to(matrix.dtype)
-
-
 def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; if that is small, ``Q`` and ``L`` are corrected to first order.
 
-    What the correction leaves is ``‖E‖²``. ``None`` when the Gram matrix is not positive definite to rounding or ``E`` too
-    large. ``stable`` asks for ``E`` near rounding level: then ``κ`` was harmless, and ``L`` is as good as ``Q``.
+    What the correction leaves is ``‖E‖²``. ``None`` when ``E`` is too large, which is also how a failed factorisation, entries
+    out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ`` was harmless, and ``L`` is as
+    good as ``Q``.
     """
-    lower, failed = torch.linalg.cholesky_ex(matrix @ matrix.mT)
-    if failed.any():
-        return None
+    lower = torch.linalg.cholesky_ex(matrix @ matrix.mT).L
     q = solve_lower(lower, matrix)
     error = q @ q.mT
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    if not torch.linalg.matrix_norm(error).amax().item() <= limit:
+    size = torch.linalg.matrix_norm(error)
+    if not (size if size.ndim == 0 else size.amax()).item() <= limit:
         return None
     step = error.tril_()
     step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
     return torch.sub(q, step @ q), torch.add(lower, lower @ step) if stable else lower
 
 
-@opaque(
-    lambda matrix, method: (
+def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    return (
         torch.empty_like(matrix, memory_format=torch.contiguous_format),
         matrix.new_empty((*matrix.shape[:-1], matrix.shape[-2])),
+        torch.empty((), dtype=torch.bool),
     )
-)
-def _lq_forward(matrix: Tensor, method: str) -> Factors:
+
+
+@opaque(_fake_forward)
+def _lq_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    """``(Q, L, s)``; ``s``, on the CPU, says that ``L`` may be singular or of extreme scale."""
     if method == "householder":
-        return householder(matrix)
-    return cholesky(matrix, stable=method == "cholesky_stable")
+        return *householder(matrix), torch.tensor(True)
+    stable = method == "cholesky_stable"
+    factors = _verified_cholesky(matrix, stable)
+    if factors is not None:
+        return *factors, torch.tensor(False)
+    double = matrix.double()
+    factors = _verified_cholesky(double, stable) if matrix.dtype == torch.float32 else None
+    q, lower = householder(double) if factors is None else factors
+    return q.to(matrix.dtype), lower.to(matrix.dtype), torch.tensor(True)
 
 
-@opaque(lambda grad, q, lower: torch.empty_like(grad, memory_format=torch.contiguous_format))
-def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor) -> Tensor:
+@opaque(lambda grad, q, lower, special: torch.empty_like(grad, memory_format=torch.contiguous_format))
+def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Tensor:
     """``L⁻ᵀ (G − S Q)`` with ``S`` the symmetric matrix whose lower triangle is that of ``G Qᵀ``.
 
     Rows that depend on earlier ones (a zero on the diagonal of ``L``, to rounding) get the gradient zero, and a zero
@@ -109,44 +108,42 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor) -> Tensor:
     with without_autocast(grad):
         cross = grad @ q.mT
         right = grad - (cross.tril() + cross.tril(-1).mT) @ q
-        diagonal = lower.diagonal(dim1=-2, dim2=-1)
-        largest = diagonal.amax(-1, keepdim=True)
-        dependent = diagonal <= torch.finfo(lower.dtype).eps * lower.shape[-1] * largest
-        if dependent.any():
-            identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-            lower = torch.where(dependent[..., None, :], identity, lower)
-            keep = ~dependent | (largest == 0)
-            right = torch.where(keep[..., :, None], right, 0.0)
-        return solve_lower_transposed(_held_from_underflow(lower, largest), right)
+        if special.item():
+            lower, right = _regular(lower, right)
+        return solve_lower_transposed(lower, right)
 
 
-def _held_from_underflow(lower: Tensor, largest: Tensor) -> Tensor:
-    """``L``, enlarged where its scale is so small that an inverse would overflow."""
-    safe = smallest_safe_scale(lower.dtype)
-    if largest.numel() and largest.amin().item() < safe:
-        scale = torch.where(largest > 0, torch.full_like(largest, safe) / largest, 1.0).clamp_min(1.0)
-        return lower * scale[..., None]
-    return lower
+def _regular(lower: Tensor, right: Tensor) -> Factors:
+    """``(L, B)`` with dependent rows taken out of the system, and ``L`` enlarged where its inverse would overflow."""
+    diagonal = lower.diagonal(dim1=-2, dim2=-1)
+    largest = lower.abs().amax((-2, -1))[..., None]
+    dependent = diagonal <= torch.finfo(lower.dtype).eps * lower.shape[-1] * largest
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    lower = torch.where(dependent[..., None, :], identity, lower)
+    right = torch.where((~dependent | (largest == 0))[..., :, None], right, 0.0)
+    safe = torch.full_like(largest, smallest_safe_scale(lower.dtype))
+    scale = torch.where(largest > 0, safe / largest, 1.0).clamp_min(1.0)
+    return lower * scale[..., None], right
 
 
 class _LQ(Function):
     @staticmethod
-    def forward(matrix: Tensor, method: str) -> Factors:
+    def forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
         return _lq_forward(matrix, method)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Factors) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(inputs[0], *output)
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, unused: None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor | None, *unused: None) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        matrix, q, lower = ctx.saved_tensors
+        matrix, q, lower, special = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return _lq_backward(grad, q, lower), None
+            return _lq_backward(grad, q, lower, special), None
         cross = grad @ q.mT
         right = grad - (cross.tril() + cross.tril(-1).mT) @ q
         return solve_lower_transposed((matrix @ q.mT).tril(), right), None
@@ -154,29 +151,29 @@ class _LQ(Function):
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, None], matrix: Tensor, method: str
-    ) -> tuple[Factors, tuple[int, int]]:
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         assert in_dims[0] is not None
-        return _apply(matrix.movedim(in_dims[0], 0), method), (0, 0)
+        return _apply(matrix.movedim(in_dims[0], 0), method), (0, 0, None)
 
 
 class _DualLQ(_LQ):
     """With a forward-mode rule, which ``torch.compile`` does not accept."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Factors) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _LQ.setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[0], *output)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None]:
-        matrix, q, _ = ctx.saved_tensors
+    def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None, None]:
+        matrix, q, *_ = ctx.saved_tensors
         moved = solve_lower((matrix @ q.mT).tril(), tangent)
         cross = moved @ q.mT
         rotation = cross.triu(1)
-        return (rotation - rotation.mT) @ q + moved - cross @ q, None
+        return (rotation - rotation.mT) @ q + moved - cross @ q, None, None
 
 
-def _apply(matrix: Tensor, method: str) -> Factors:
+def _apply(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
     return (_LQ if torch.compiler.is_compiling() else _DualLQ).apply(matrix, method)
 
 

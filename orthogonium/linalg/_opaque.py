@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from orthogonium._version import __version__
+
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 
@@ -30,7 +32,8 @@ def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[
                 return result.contiguous()
             return tuple(part.contiguous() for part in result)
 
-        name = f"orthogonium::{function.__name__.lstrip('_')}"
+        # the version in the name keeps compiled graphs that outlive an upgrade from meeting another operator
+        name = f"orthogonium_{__version__.replace('.', '_')}::{function.__name__.lstrip('_')}"
         operator = torch.library.custom_op(name, contiguous, mutates_args=())
         operator.register_fake(fake)
 

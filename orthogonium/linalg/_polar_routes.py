@@ -1,13 +1,16 @@
 """Roads to the polar factor of a wide matrix; which one is taken depends on how far it is from orthogonal.
 
-Each returns ``(Q, basis, values, route)``, the last three for the derivative; ``route`` is a pair on the CPU:
+Each returns ``(Q, basis, stretch, route)``, the last three for the derivative; ``route`` is a pair on the CPU:
 
-| route | taken when | ``basis`` | ``values`` |
+| route | taken when | ``basis`` | ``stretch`` |
 |---|---|---|---|
 | ``NEAR``, a bound on ``‖W Wᵀ/c − I‖₂`` | that bound is small | ``H⁻¹`` (wide), nothing (square) | ``√c`` |
-| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors of ``W Wᵀ`` | singular values |
-| ``EIGENBASIS``, 1 | ``W`` is singular to rounding | the same | the same, null ones set to 0 |
+| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values, or ``Vᵀ W`` |
+| ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null rows 0 |
 | ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
+
+``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less than twice as
+wide as high (:func:`keeps_rotated`).
 """
 
 import torch
@@ -44,6 +47,11 @@ _LOWEST = 1e-3
 _ATTEMPTS = 3
 
 
+def keeps_rotated(matrix: Tensor) -> bool:
+    """Whether ``stretch`` has the shape of ``matrix`` and not of its singular values."""
+    return matrix.shape[-1] < 2 * matrix.shape[-2]
+
+
 def _route(kind: float, parameter: float) -> Tensor:
     return torch.tensor((kind, parameter), dtype=torch.float64)
 
@@ -54,27 +62,18 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
         return by_fixed_schedule(matrix)
     if budget == SVD_ONLY:
         raise_if_not_finite("matrix", matrix)
-        scaled, exponent = scaled_to_one(matrix)
-        return _rescaled(by_svd(scaled), exponent)
+        return by_svd(matrix)
     gram = matrix @ matrix.mT
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     low, high = (bound.item() for bound in torch.aminmax(mean))
     safe = torch.finfo(matrix.dtype).tiny ** 0.75
     if not (safe <= low and high <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
-        scaled, exponent = scaled_to_one(matrix)
-        return _rescaled(by_svd(scaled), exponent)
+        return by_svd(matrix)
     near = _near(matrix, gram, mean, budget)
     if near is not None:
         return near
     return by_minimax(matrix) if matrix.is_cuda else by_eigenbasis(matrix, gram)
-
-
-def _rescaled(routed: Routed, exponent: Tensor) -> Routed:
-    """The same factor for ``W · 2^e``: only the singular values change, held where their inverse is finite."""
-    q, basis, values, route = routed
-    moved = times_power_of_two(values, exponent[..., 0]).clamp_min(smallest_safe_scale(q.dtype))
-    return q, basis, torch.where(values > 0, moved, 0.0), route
 
 
 def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | None:
@@ -89,11 +88,13 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
     if not degrees:
         return None
     reach = inverse_sqrt_radius(degrees[-1], tolerance)
+    # ‖E‖_F² = ‖W Wᵀ‖_F²/c² − m sorts most matrices out at the price of one norm; ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
+    excess = (torch.linalg.matrix_norm(gram) / mean).square().amax().item() - rows
+    if not excess <= 1.1 * (reach * rows**0.25) ** 2:
+        return None
     error = gram / mean[..., None, None]
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
     size = torch.linalg.matrix_norm(error).amax().item()
-    if not size <= reach * rows**0.25:  # else ‖E²‖_F^½ cannot be within reach either
-        return None
     square = error @ error
     spread = min(size, torch.linalg.matrix_norm(square).amax().item() ** 0.5)
     if spread > reach:
@@ -106,7 +107,11 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
     q = inverse @ matrix
     if rows == matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
         inverse, _ = _nothing(matrix)
-    return q, inverse, scale[..., None].expand(matrix.shape[:-1]), _route(NEAR, spread)
+    if keeps_rotated(matrix):
+        stretch = scale[..., None, None].expand(matrix.shape)
+    else:
+        stretch = scale[..., None].expand(matrix.shape[:-1])
+    return q, inverse, stretch, _route(NEAR, spread)
 
 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
@@ -121,12 +126,14 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
         return by_eigenbasis(matrix, double @ double.mT)
     wide = matrix.to(gram.dtype)
     values = eigenvalues.sqrt()
-    if matrix.shape[-1] >= 2 * matrix.shape[-2]:
-        q = ((basis / values[..., None, :]) @ basis.mT) @ wide
+    if keeps_rotated(matrix):
+        stretch = basis.mT @ wide
+        q = basis @ (stretch / values[..., :, None])
     else:
-        q = basis @ ((basis.mT @ wide) / values[..., :, None])
+        stretch = values
+        q = ((basis / values[..., None, :]) @ basis.mT) @ wide
     q = newton_schulz(q).to(matrix.dtype)
-    return q, basis.to(matrix.dtype), values.to(matrix.dtype), _route(EIGENBASIS, 0)
+    return q, basis.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 0)
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
@@ -136,15 +143,21 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 
 def by_svd(matrix: Tensor) -> Routed:
-    """``U Vᵀ`` of the float64 SVD: any condition number, any rank; zero gives the identity's first rows."""
-    u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    """``U Vᵀ`` of the float64 SVD: any condition number, rank and scale; zero gives the identity's first rows.
+
+    Singular values that are null to rounding are stored as zero, those of a zero matrix as one, and the others no smaller
+    than what can be divided by.
+    """
+    scaled, exponent = scaled_to_one(matrix.double())
+    u, values, vh = torch.linalg.svd(scaled, full_matrices=False)
     q = newton_schulz(u @ vh).to(matrix.dtype)
-    values = values.to(matrix.dtype)
     largest = values[..., :1]
-    values = torch.where(values > largest * torch.finfo(matrix.dtype).eps / 2, values, 0.0)
+    null = values <= largest * torch.finfo(matrix.dtype).eps / 2
+    values = times_power_of_two(values, exponent[..., 0]).clamp_min(smallest_safe_scale(matrix.dtype))
+    values = torch.where(null, 0.0, values)
     values = torch.where(largest > 0, values, 1.0)
-    route = _route(EIGENBASIS, float((values == 0).any()))
-    return q, u.to(matrix.dtype), values, route
+    stretch = values[..., :, None] * vh if keeps_rotated(matrix) else values
+    return q, u.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 1)
 
 
 def by_minimax(matrix: Tensor) -> Routed:
@@ -192,4 +205,5 @@ def _steps(matrix: Tensor, lowest: float) -> Tensor:
 def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Place-holders of the right shapes that take no memory."""
     zero = matrix.new_zeros(())
-    return zero.expand(*matrix.shape[:-1], matrix.shape[-2]), zero.expand(matrix.shape[:-1])
+    stretch = matrix.shape if keeps_rotated(matrix) else matrix.shape[:-1]
+    return zero.expand(*matrix.shape[:-1], matrix.shape[-2]), zero.expand(stretch)

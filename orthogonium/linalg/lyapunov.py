@@ -10,10 +10,10 @@ from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg.minimax import polar_schedule
 
 
-def divided_by_sums(matrix: Tensor, values: Tensor) -> Tensor:
+def divided_by_sums(matrix: Tensor, values: Tensor, with_zeros: bool = True) -> Tensor:
     """``matrix[i, j] / (values[i] + values[j])``, and zero where that sum is zero."""
     sums = values[..., :, None] + values[..., None, :]
-    return torch.where(sums == 0, 0.0, matrix / sums)
+    return torch.where(sums == 0, 0.0, matrix / sums) if with_zeros else matrix / sums
 
 
 @opaque(lambda symmetric, right: torch.empty_like(right))

@@ -16,6 +16,7 @@ from orthogonium.linalg._polar_routes import (
     NEAR,
     PRODUCTS,
     SVD_ONLY,
+    keeps_rotated,
     nearest_orthogonal,
 )
 from orthogonium.linalg._precision import in_working_precision, without_autocast
@@ -32,7 +33,7 @@ def _fake_forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, 
     return (
         torch.empty_like(matrix, memory_format=torch.contiguous_format),
         matrix.new_empty((*matrix.shape[:-1], rows)),
-        matrix.new_empty(matrix.shape[:-1]),
+        matrix.new_empty(matrix.shape if keeps_rotated(matrix) else matrix.shape[:-1]),
         torch.empty(2, dtype=torch.float64),
     )
 
@@ -42,20 +43,20 @@ _polar_forward = opaque(_fake_forward)(nearest_orthogonal)
 
 @opaque(lambda grad, matrix, *rest: torch.empty_like(matrix, memory_format=torch.contiguous_format))
 def _polar_backward(
-    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, values: Tensor, route: Tensor
+    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor
 ) -> Tensor:
     """``K Q + H⁻¹ (G − G Qᵀ Q)`` with ``H K + K H = G Qᵀ − Q Gᵀ``, by the cheapest way that the forward pass left."""
     with without_autocast(grad):
         kind, parameter = route.tolist()
         if kind == NEAR:
-            return _backward_near(grad, matrix, q, basis, values, parameter)
+            return _backward_near(grad, matrix, q, basis, stretch, parameter)
         if kind == PRODUCTS:
             return _backward_products(grad, matrix, q, parameter)
-        return _backward_eigenbasis(grad, q, basis, values, deficient=parameter > 0)
+        return _backward_eigenbasis(grad, q, basis, stretch, special=parameter > 0)
 
 
 def _backward_near(
-    grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, values: Tensor, spread: float
+    grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, stretch: Tensor, spread: float
 ) -> Tensor:
     """``H`` is close to ``c I``: a few Chebyshev steps instead of a factorisation.
 
@@ -65,36 +66,46 @@ def _backward_near(
     spread = (high - low) / (high + low)
     cross = grad @ q.mT
     skew = cross - cross.mT
+    scale = stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
     if matrix.shape[-2] == matrix.shape[-1]:
-        center = 0.5 * (high + low) * values[..., :1, None]
-        stretch = (matrix @ q.mT) / center
-        return skew_lyapunov_near_identity(stretch, skew / center, spread) @ q
+        center = 0.5 * (high + low) * scale
+        return skew_lyapunov_near_identity((matrix @ q.mT) / center, skew / center, spread) @ q
     # multiplied by P = H⁻¹ from both sides, the equation reads P K + K P = P C P, and P is at hand
-    center = 0.5 * (1 / high + 1 / low) / values[..., :1, None]
+    center = 0.5 * (1 / high + 1 / low) / scale
     solution = skew_lyapunov_near_identity(inverse / center, inverse @ (skew / center) @ inverse, spread)
     return (solution - inverse @ cross) @ q + inverse @ grad
 
 
-def _backward_eigenbasis(
-    grad: Tensor, q: Tensor, basis: Tensor, values: Tensor, deficient: bool
-) -> Tensor:
-    """``H = V diag(σ) Vᵀ``: the Lyapunov equation is a division by ``σᵢ + σⱼ``."""
-    rows, columns = q.shape[-2:]
-    if deficient:  # null directions were completed by convention and have no derivative of their own
-        inverse = torch.where(values == 0, 0.0, 1 / values)[..., :, None]
+def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, special: bool) -> Tensor:
+    """``H = V diag(σ) Vᵀ``: the Lyapunov equation is a division by ``σᵢ + σⱼ``.
+
+    Null directions (``special``) were completed by convention and have no derivative of their own.
+    """
+    if stretch.ndim == basis.ndim:
+        values = _row_norms_of_any_scale(stretch) if special else torch.linalg.vector_norm(stretch, dim=-1)
     else:
-        inverse = 1 / values[..., :, None]
-    if columns >= 2 * rows:  # stay on the short side: two products with the long one
+        values = stretch
+    inverse = values.reciprocal()[..., :, None]
+    if special:
+        inverse = torch.where(values[..., :, None] == 0, 0.0, inverse)
+    if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
         cross = grad @ q.mT
         rotated = basis.mT @ cross @ basis
-        inner = divided_by_sums(rotated - rotated.mT, values) - inverse * rotated
+        inner = divided_by_sums(rotated - rotated.mT, values, special) - inverse * rotated
         return (basis @ inner @ basis.mT) @ q + (basis @ (inverse * basis.mT)) @ grad
-    rotated_q, rotated_grad = basis.mT @ q, basis.mT @ grad
+    rotated_q, rotated_grad = inverse * stretch, basis.mT @ grad
     rotated = rotated_grad @ rotated_q.mT
-    inner = divided_by_sums(rotated - rotated.mT, values)
-    if rows == columns:
+    inner = divided_by_sums(rotated - rotated.mT, values, special)
+    if q.shape[-2] == q.shape[-1]:
         return basis @ (inner @ rotated_q)
     return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
+
+
+def _row_norms_of_any_scale(matrix: Tensor) -> Tensor:
+    """Norms of the rows whose squares would leave the range of the type."""
+    largest = matrix.abs().amax(-1, keepdim=True)
+    scaled = matrix / torch.where(largest > 0, largest, 1.0)
+    return torch.linalg.vector_norm(scaled, dim=-1) * largest[..., 0]
 
 
 def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -> Tensor:
