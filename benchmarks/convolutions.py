@@ -22,7 +22,15 @@ import torch
 from torch import nn
 
 # (in, out, kernel, stride)
-SHAPES = [(32, 32, 3, 1), (64, 64, 3, 1), (128, 128, 3, 1), (128, 128, 5, 1), (64, 64, 3, 2), (64, 128, 3, 2), (128, 128, 3, 2)]
+SHAPES = [
+    (32, 32, 3, 1),
+    (64, 64, 3, 1),
+    (128, 128, 3, 1),
+    (128, 128, 5, 1),
+    (64, 64, 3, 2),
+    (64, 128, 3, 2),
+    (128, 128, 3, 2),
+]
 PRESETS = ["DEFAULT", "CHOLESKY", "QR"]
 # (channels in, out, stride) of the CNN's 3x3 convolutions, on 32x32 images
 STAGES = [(3, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
@@ -155,7 +163,9 @@ def defect(path: str, stride: int) -> float:
 
 
 def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
-    print(f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}")
+    print(
+        f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
             for preset in PRESETS:
@@ -172,7 +182,9 @@ def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
                 else:
                     line += f"{'–':>9}{'–':>7}{'–':>6}"
                 line += f"{defect(f'{folder}/ours.pt', s):10.1e}"
-                print(line + (f"{defect(f'{folder}/peer.pt', s):10.1e}" if peer is not None else ""), flush=True)
+                print(
+                    line + (f"{defect(f'{folder}/peer.pt', s):10.1e}" if peer is not None else ""), flush=True
+                )
 
 
 def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
@@ -194,7 +206,9 @@ def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", type=Path, help="folder with the other library")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")

@@ -1,6 +1,14 @@
 """Layers with a bound on their Lipschitz constant."""
 
 from orthogonium.layers.activations import GroupSort, MaxMin
+from orthogonium.layers.almost_orthogonal import (
+    AOLConv1d,
+    AOLConv2d,
+    AOLConv3d,
+    AOLConvTranspose1d,
+    AOLConvTranspose2d,
+    AOLConvTranspose3d,
+)
 from orthogonium.layers.constrain import constrain, fused, orthogonal
 from orthogonium.layers.conv import AdaptiveOrthoConv2d, OrthoConv1d, OrthoConv2d, OrthoConv3d
 from orthogonium.layers.conv_transposed import (
@@ -10,9 +18,16 @@ from orthogonium.layers.conv_transposed import (
     OrthoConvTranspose3d,
 )
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
+from orthogonium.layers.skew_conv import SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d
 from orthogonium.layers.spectrum import singular_values
 
 __all__ = [
+    "AOLConv1d",
+    "AOLConv2d",
+    "AOLConv3d",
+    "AOLConvTranspose1d",
+    "AOLConvTranspose2d",
+    "AOLConvTranspose3d",
     "AdaptiveOrthoConv2d",
     "AdaptiveOrthoConvTranspose2d",
     "GroupSort",
@@ -24,6 +39,9 @@ __all__ = [
     "OrthoConvTranspose2d",
     "OrthoConvTranspose3d",
     "OrthoLinear",
+    "SkewOrthoConv1d",
+    "SkewOrthoConv2d",
+    "SkewOrthoConv3d",
     "UnitNormLinear",
     "constrain",
     "fused",

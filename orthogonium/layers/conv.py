@@ -21,6 +21,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
     """What convolutions and transposed convolutions share: the constraint, initialisation, pickling."""
 
     _dims: ClassVar[int]
+    _exact: ClassVar[bool] = True  # whether the kernel is orthogonal, and so has to exist
     padding_mode: Any
     geometry: ConvGeometry
     ortho_params: OrthoParams
@@ -35,15 +36,10 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         dilation: int | Sequence[int],
         groups: int,
         padding_mode: str,
-        ortho_params: OrthoParams,
         dtype: torch.dtype | None,
     ) -> tuple[ConvGeometry, KernelPlan]:
         """Every check of the arguments; for a transposed convolution the channels of its adjoint."""
         check_channels(in_channels, out_channels, groups)
-        if not isinstance(ortho_params, OrthoParams):
-            raise TypeError(
-                f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}"
-            )
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be real floating point, such as torch.float32, got {dtype}")
         size = as_tuple("kernel_size", kernel_size, self._dims, least=1)
@@ -51,11 +47,16 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         spread = as_tuple("dilation", dilation, self._dims, least=1)
         spread = tuple(d if k > 1 else 1 for k, d in zip(size, spread, strict=True))
         inner, outer = in_channels // groups, out_channels // groups
-        check_kernel_exists(outer, inner, size, steps, spread, groups)
+        if self._exact:
+            check_kernel_exists(outer, inner, size, steps, spread, groups)
         geometry = ConvGeometry.make(size, steps, spread, padding, padding_mode)
         return geometry, KernelPlan(outer, inner, size, steps, groups)
 
-    def _constrain(self, plan: KernelPlan, ortho_params: OrthoParams) -> None:
+    def _make_orthogonal(self, plan: KernelPlan, ortho_params: OrthoParams) -> None:
+        if not isinstance(ortho_params, OrthoParams):
+            raise TypeError(
+                f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}"
+            )
         self.ortho_params = ortho_params
         normalizer, matrix_hook = ortho_params.make(plan.matrix_shape)
         kernel = OrthogonalKernel(plan, matrix_hook)
@@ -63,12 +64,17 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
             constrain(self, "weight", normalizer, kernel)
 
     def reset_parameters(self) -> None:
-        """Draw the orthogonal matrix and the frames behind the kernel uniformly, and the bias as torch does."""
+        """Draw a kernel uniformly from the orthogonal ones that the layer can have, and the bias as torch does."""
         with torch.no_grad():
             if is_parametrized(self, "weight"):
-                kernel: OrthogonalKernel = self.parametrizations.weight[0].orthogonalizer  # type: ignore
-                with kernel.drawing():
-                    self.weight = self.weight
+                kernel: Any = self.parametrizations.weight[0].orthogonalizer  # type: ignore
+                if isinstance(kernel, OrthogonalKernel):
+                    with kernel.drawing():
+                        self.weight = self.weight
+                elif not self.weight.is_meta:
+                    self.weight = torch.randn_like(self.weight)
+            elif not self._exact and not self.weight.is_meta:
+                self.weight.normal_()
             if self.bias is not None and not self.bias.is_meta:
                 inputs = self.out_channels if self.transposed else self.in_channels
                 bound = (inputs // self.groups * torch.Size(self.kernel_size).numel()) ** -0.5
@@ -85,7 +91,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
             "groups": self.groups,
             "bias": self.bias is not None,
             "padding_mode": self.padding_mode,
-            "ortho_params": self.ortho_params,
+            **({"ortho_params": self.ortho_params} if self._exact else {}),
         }
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -108,7 +114,52 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         return tuple(features.shape[-self._dims :])
 
 
-class _OrthoConv(_OrthoKernelLayer):
+class _PaddedConv(_OrthoKernelLayer):
+    """A torch convolution whose padding and image sides are checked; the kernel is left to subclasses."""
+
+    def _set_up(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: str | int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> KernelPlan:
+        geometry, plan = self._checked(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype
+        )
+        sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, geometry.dilation)
+        rest: tuple[Any, ...] = (groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, *sizes, *rest)
+        self.geometry = geometry
+        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.pads)
+        self._reversed_padding_repeated_twice = [p for pair in reversed(geometry.pads) for p in pair]
+        return plan
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(batch, in, *sides)`` to ``(batch, out, *windows)``; ``ValueError`` for sides that would break the bound."""
+        self.geometry.check_sides(self._check_input(input, self.in_channels))
+        return self._conv_forward(input, self.weight, self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = tuple(before for before, _ in self.geometry.pads)
+        even = all(before == after for before, after in self.geometry.pads)
+        if any(self._reversed_padding_repeated_twice) and (self.geometry.circular or not even):
+            mode = "circular" if self.geometry.circular else "constant"
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+            padding = (0,) * self._dims
+        return _CONVOLUTIONS[self._dims](
+            input, weight, bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class _OrthoConv(_PaddedConv):
     """A torch convolution with an orthogonal kernel, and padding under which the whole operator is orthogonal."""
 
     def __init__(
@@ -127,41 +178,9 @@ class _OrthoConv(_OrthoKernelLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        geometry, plan = self._checked(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            ortho_params,
-            dtype,
-        )
-        sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, geometry.dilation)
-        rest: tuple[Any, ...] = (groups, bias, padding_mode, device, dtype)
-        super().__init__(in_channels, out_channels, *sizes, *rest)
-        self.geometry = geometry
-        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.pads)
-        self._reversed_padding_repeated_twice = [p for pair in reversed(geometry.pads) for p in pair]
-        self._constrain(plan, ortho_params)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(batch, in, *sides)`` to ``(batch, out, *windows)``; ``ValueError`` for sides that would break the bound."""
-        self.geometry.check_sides(self._check_input(input, self.in_channels))
-        return self._conv_forward(input, self.weight, self.bias)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = tuple(before for before, _ in self.geometry.pads)
-        even = all(before == after for before, after in self.geometry.pads)
-        if any(self._reversed_padding_repeated_twice) and (self.geometry.circular or not even):
-            mode = "circular" if self.geometry.circular else "constant"
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * self._dims
-        return _CONVOLUTIONS[self._dims](
-            input, weight, bias, self.stride, padding, self.dilation, self.groups
-        )
+        spatial = (kernel_size, stride, padding, dilation)
+        plan = self._set_up(in_channels, out_channels, *spatial, groups, bias, padding_mode, device, dtype)
+        self._make_orthogonal(plan, ortho_params)
 
 
 _DOC = """{first}

@@ -9,42 +9,32 @@ from torch.nn import functional as F
 
 from orthogonium.layers._geometry import as_tuple
 from orthogonium.layers.conv import _DOC, _OrthoKernelLayer
+from orthogonium.parametrizations.kernel import KernelPlan
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-class _OrthoConvTranspose(_OrthoKernelLayer):
-    """The adjoint of the convolution from ``out_channels`` to ``in_channels`` with the same kernel and padding."""
+class _PaddedConvTranspose(_OrthoKernelLayer):
+    """The adjoint of a convolution from ``out_channels`` to ``in_channels`` with the same kernel and padding."""
 
-    def __init__(
+    def _set_up(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: str | int | Sequence[int] = "same",
-        output_padding: int | Sequence[int] = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: int | Sequence[int] = 1,
-        padding_mode: str = "circular",
-        ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+        stride: int | Sequence[int],
+        padding: str | int | Sequence[int],
+        output_padding: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        dilation: int | Sequence[int],
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> KernelPlan:
         geometry, plan = self._checked(
-            out_channels,
-            in_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            ortho_params,
-            dtype,
+            out_channels, in_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype
         )
         more = as_tuple("output_padding", output_padding, self._dims, least=0)
         sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, more)
@@ -56,7 +46,7 @@ class _OrthoConvTranspose(_OrthoKernelLayer):
         self._filled = tuple(max(0, gap) if padding == "same" else 0 for gap in gaps)
         for axis, (extra, filled) in enumerate(zip(more, self._filled, strict=True)):
             self._check_extra(axis, extra, filled)
-        self._constrain(plan, ortho_params)
+        return plan
 
     def _check_extra(self, axis: int, extra: int, filled: int) -> None:
         limit = max(self.geometry.stride[axis], self.geometry.dilation[axis]) - filled
@@ -143,6 +133,31 @@ class _OrthoConvTranspose(_OrthoKernelLayer):
 
     def _arguments(self) -> dict[str, Any]:
         return super()._arguments() | {"output_padding": self.output_padding}
+
+
+class _OrthoConvTranspose(_PaddedConvTranspose):
+    """With an orthogonal kernel."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = "same",
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "circular",
+        ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        spatial = (kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode)
+        plan = self._set_up(in_channels, out_channels, *spatial, device, dtype)
+        self._make_orthogonal(plan, ortho_params)
 
 
 _MORE = """        output_padding: more sides of the output, below the stride, as in torch. With ``padding="same"`` the output has

@@ -75,12 +75,16 @@ def _geometry_of(layer: nn.Module) -> ConvGeometry:
     if isinstance(layer, _OrthoKernelLayer):
         return layer.geometry
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        raise TypeError(f"layer must be a convolution such as nn.Conv2d or OrthoConvTranspose2d, got {type(layer)}")
+        raise TypeError(
+            f"layer must be a convolution such as nn.Conv2d or OrthoConvTranspose2d, got {type(layer)}"
+        )
     if layer.padding_mode not in ("circular", "zeros"):
         raise ValueError(f"padding_mode={layer.padding_mode!r} is not known here: 'circular' and 'zeros' are")
     around = layer._reversed_padding_repeated_twice
     pads = tuple((around[2 * i], around[2 * i + 1]) for i in reversed(range(len(layer.kernel_size))))
-    return ConvGeometry(layer.kernel_size, layer.stride, layer.dilation, pads, layer.padding_mode == "circular")
+    return ConvGeometry(
+        layer.kernel_size, layer.stride, layer.dilation, pads, layer.padding_mode == "circular"
+    )
 
 
 class _Operator:

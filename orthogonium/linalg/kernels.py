@@ -16,6 +16,11 @@ from torch.nn import functional as F
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+def convolve(images: Tensor, kernel: Tensor, **keywords: Any) -> Tensor:
+    """``torch.nn.functional.conv1d``, ``2d`` or ``3d``, by the kernel's dimensions."""
+    return _CONVOLUTIONS[kernel.ndim - 2](images, kernel, **keywords)
+
+
 def compose_kernels(outer: Tensor, inner: Tensor, groups: int = 1, stride: int | Sequence[int] = 1) -> Tensor:
     """The kernel of "first ``inner``, then ``outer``": ``C[t] = Σ_{s b + a = t} outer[b] inner[a]``.
 
@@ -45,7 +50,7 @@ def compose_kernels(outer: Tensor, inner: Tensor, groups: int = 1, stride: int |
         outer = _spread(outer, strides)
     padding = [k - 1 for k in outer.shape[2:]]
     reversed_outer = outer.flip(tuple(range(2, outer.ndim)))
-    full = _CONVOLUTIONS[dims](inner.transpose(0, 1), reversed_outer, padding=padding, groups=groups)
+    full = convolve(inner.transpose(0, 1), reversed_outer, padding=padding, groups=groups)
     return full.transpose(0, 1).contiguous()
 
 

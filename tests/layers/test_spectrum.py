@@ -15,8 +15,14 @@ def plain(dims, *args, **kwargs):
 
 CASES = {
     "circular": (plain(2, 3, 4, 3, padding=1, padding_mode="circular"), (5, 6)),
-    "circular stride": (plain(2, 3, 8, (2, 4), stride=(1, 2), padding=(0, 1), padding_mode="circular"), (5, 6)),
-    "circular groups dilation": (plain(1, 4, 6, 3, dilation=2, padding=2, groups=2, padding_mode="circular"), (7,)),
+    "circular stride": (
+        plain(2, 3, 8, (2, 4), stride=(1, 2), padding=(0, 1), padding_mode="circular"),
+        (5, 6),
+    ),
+    "circular groups dilation": (
+        plain(1, 4, 6, 3, dilation=2, padding=2, groups=2, padding_mode="circular"),
+        (7,),
+    ),
     "three dimensions": (plain(3, 2, 2, 3, padding=1, padding_mode="circular"), (3, 4, 3)),
     "zeros": (plain(2, 3, 4, 3, stride=2, padding=2), (5, 6)),
     "circular overlapping": (plain(2, 2, 2, 3, padding=2, padding_mode="circular"), (4, 5)),
@@ -33,13 +39,17 @@ def test_spectrum_is_that_of_the_operator(case):
     matrix = explicit(layer.weight, sides, layer.stride, layer.dilation, pads, circular, layer.groups)
     values = singular_values(layer, (layer.in_channels, *sides))
     assert_close(values, torch.linalg.svdvals(matrix)[: len(values)], rtol=0, atol=1e-13)
-    assert_close(singular_values(layer, (1, layer.in_channels, *sides), count=2), values[:2], rtol=0, atol=1e-13)
+    assert_close(
+        singular_values(layer, (1, layer.in_channels, *sides), count=2), values[:2], rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("mode", ["circular", "zeros"])
 def test_orthogonal_layers_both_directions(mode):
-    for layer, sides in ((og.OrthoConv2d(4, 6, 3, stride=2, padding_mode=mode), (6, 4)),
-                         (og.OrthoConvTranspose2d(6, 4, 3, stride=2, padding_mode=mode), (3, 2))):
+    for layer, sides in (
+        (og.OrthoConv2d(4, 6, 3, stride=2, padding_mode=mode), (6, 4)),
+        (og.OrthoConvTranspose2d(6, 4, 3, stride=2, padding_mode=mode), (3, 2)),
+    ):
         values = singular_values(layer, (layer.in_channels, *sides))
         reference = torch.linalg.svdvals(materialise(layer, sides))
         assert_close(values, reference[: len(values)], rtol=0, atol=1e-13)
