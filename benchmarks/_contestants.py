@@ -1,7 +1,7 @@
 """Everything that makes an orthogonal matrix, behind one interface; served to another process line by line.
 
-`python benchmarks/_contestants.py LIBRARY` reads one JSON request a line and answers with one. A process of its own lets two
-libraries that share an import name run in one benchmark.
+`python benchmarks/_contestants.py LIBRARY` reads one JSON request a line and answers with one. A process of its own
+lets two libraries that share an import name run in one benchmark.
 """
 
 import json

@@ -164,7 +164,8 @@ def defect(path: str, stride: int) -> float:
 
 def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
     print(
-        f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
+        f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer "
+        f"ms':>9}{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
     )
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:

@@ -21,9 +21,7 @@ def figures(metrics: dict) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="balanced")
     parser.add_argument("--preset", default="default")
@@ -44,11 +42,7 @@ def main() -> int:
     print("  bound−1 (1e-6)  seconds")
     means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     for name, row in [*((str(seed), row) for seed, row in enumerate(rows)), ("mean", means)]:
-        print(
-            f"{name:>5}  "
-            + "  ".join(f"{value:5.1f}" for value in row[:5])
-            + f"  {row[5]:14.2f}  {row[6]:7.1f}"
-        )
+        print(f"{name:>5}  " + "  ".join(f"{value:5.1f}" for value in row[:5]) + f"  {row[5]:14.2f}  {row[6]:7.1f}")
     return 0
 
 

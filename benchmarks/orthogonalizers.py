@@ -2,9 +2,9 @@
 
     python benchmarks/orthogonalizers.py --peer PATH --out docs/benchmarks
 
-``--peer PATH`` is a folder with another library that imports as ``orthogonium`` (``pip install --no-deps --target PATH ...``); it runs
-in a process of its own. Times are medians over rounds of process time (wall time on a GPU), in units of the *pair*: the two
-matrix products of ``(W Wᵀ) W`` for that shape, measured in the same round.
+``--peer PATH`` is a folder with another library that imports as ``orthogonium`` (``pip install --no-deps --target
+PATH ...``); it runs in a process of its own. Times are medians over rounds of process time (wall time on a GPU), in
+units of the *pair*: the two matrix products of ``(W Wᵀ) W`` for that shape, measured in the same round.
 """
 
 import argparse
@@ -57,11 +57,11 @@ GOALS: list[tuple[str, tuple[str, str], tuple[str, str], str, dict[tuple[int, ..
         ("peer", "DEFAULT"),
         ("ours", "POLAR"),
         "near",
-        {shape: 5.5 for shape in SQUARE} | {(256, 1024): 9.0},
+        dict.fromkeys(SQUARE, 5.5) | {(256, 1024): 9.0},
     ),
-    ("polar / peer DEFAULT_TEST", ("peer", "DEFAULT_TEST"), ("ours", "POLAR"), "kappa-4", {s: 8.0 for s in SQUARE}),
-    ("polar / torch matrix_exp", ("torch", "matrix_exp"), ("ours", "POLAR"), "kappa-4", {s: 5.5 for s in SQUARE}),
-    ("polar / torch SVD", ("torch", "svd"), ("ours", "POLAR"), "kappa-4", {s: 1.15 for s in SQUARE}),
+    ("polar / peer DEFAULT_TEST", ("peer", "DEFAULT_TEST"), ("ours", "POLAR"), "kappa-4", dict.fromkeys(SQUARE, 8.0)),
+    ("polar / torch matrix_exp", ("torch", "matrix_exp"), ("ours", "POLAR"), "kappa-4", dict.fromkeys(SQUARE, 5.5)),
+    ("polar / torch SVD", ("torch", "svd"), ("ours", "POLAR"), "kappa-4", dict.fromkeys(SQUARE, 1.15)),
     (
         "Cholesky / peer CHOLESKY",
         ("peer", "CHOLESKY"),
@@ -69,15 +69,21 @@ GOALS: list[tuple[str, tuple[str, str], tuple[str, str], str, dict[tuple[int, ..
         "kappa-4",
         {shape: 1.3 for shape in SHAPES if shape != (1024, 256)} | {(1024, 256): 8.0},
     ),
-    ("Cholesky / peer DEFAULT", ("peer", "DEFAULT"), ("ours", "CHOLESKY"), "kappa-4", {s: 9.0 for s in SQUARE}),
+    ("Cholesky / peer DEFAULT", ("peer", "DEFAULT"), ("ours", "CHOLESKY"), "kappa-4", dict.fromkeys(SQUARE, 9.0)),
     (
         "exponential / torch matrix_exp",
         ("torch", "matrix_exp"),
         ("ours", "EXP"),
         "kappa-4",
-        {s: 3.0 for s in SQUARE} | {THIN: 300.0},
+        dict.fromkeys(SQUARE, 3.0) | {THIN: 300.0},
     ),
-    ("Cayley / torch cayley", ("torch", "cayley"), ("ours", "CAYLEY"), "kappa-4", {s: 1.2 for s in SQUARE} | {THIN: 25.0}),
+    (
+        "Cayley / torch cayley",
+        ("torch", "cayley"),
+        ("ours", "CAYLEY"),
+        "kappa-4",
+        dict.fromkeys(SQUARE, 1.2) | {THIN: 25.0},
+    ),
 ]
 
 
@@ -179,7 +185,8 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(console: Console, rows: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:
-    table = Table("shape", "start", "library", "method", "forward", "fwd + bwd", "saved", "defect", "distance", "gradient")
+    figures = ["forward", "fwd + bwd", "saved", "defect", "distance", "gradient"]
+    table = Table("shape", "start", "library", "method", *figures)
     for r in rows:
         if "error" in r:
             table.add_row(r["shape"], r["start"], r["library"], r["method"], r["error"][:60])

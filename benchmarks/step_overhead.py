@@ -2,8 +2,8 @@
 
     python benchmarks/step_overhead.py --peer PATH --out docs/benchmarks
 
-Medians of process time (wall time on a GPU) over interleaved rounds; each library in a process of its own. One step is forward,
-backward and Adam.
+Medians of process time (wall time on a GPU) over interleaved rounds; each library in a process of its own. One step
+is forward, backward and Adam.
 """
 
 import argparse
@@ -25,14 +25,14 @@ MODELS = {"MLP 4x512": (512, 4, 128), "MLP 32x64": (64, 32, 128)}
 
 
 def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.Module:
-    """``depth`` square linear layers with ReLU between; ``preset`` ``plain`` is torch's own, ``X fused`` shares the work."""
+    """Square linear layers with ReLU between; the preset ``plain`` is torch's own layer."""
     torch.manual_seed(0)
-    if preset == "plain":
+    if preset.startswith("plain"):
         layers = [nn.Linear(width, width) for _ in range(depth)]
     else:
         import orthogonium.reparametrizers as front
 
-        params = getattr(front, f"{preset.removesuffix(' fused')}_ORTHO_PARAMS")
+        params = getattr(front, f"{preset.split()[0]}_ORTHO_PARAMS")
         if library == "ours":
             import orthogonium
 
@@ -50,6 +50,7 @@ def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.
 def serve(library: str) -> None:
     """Answer requests, one JSON object a line; models are built once."""
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64  # one model after the other through the same code
     kept: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -63,6 +64,8 @@ def serve(library: str) -> None:
 
                 handle = orthogonium.fused(model)
             x = torch.randn(batch, width, device=request["device"])
+            if request["preset"].endswith(" compiled"):
+                model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
             kept[key] = model, torch.optim.Adam(model.parameters(), lr=1e-3), x, handle
         model, optimizer, x, _ = kept[key]
 
@@ -94,11 +97,14 @@ def main() -> None:
     parser.add_argument("--peer", help="folder of a library that imports as orthogonium")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="also every preset under torch.compile(fullgraph=True)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="folder for step_overhead.csv")
     arguments = parser.parse_args()
     presets = ["plain", "POLAR", "POLAR fused", "DEFAULT", "CHOLESKY", "CHOLESKY fused", "QR", "EXP", "CAYLEY"]
     todo = [("ours", model, preset) for model in MODELS for preset in presets]
+    if arguments.compile:
+        todo += [("ours", "MLP 4x512", f"{preset} compiled") for preset in presets if " " not in preset]
     if arguments.peer:
         todo += [("peer", model, preset) for model in MODELS for preset in ("DEFAULT", "CHOLESKY")]
     workers = {

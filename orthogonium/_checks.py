@@ -30,6 +30,12 @@ def check_weight_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
+def check_same_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` has that shape."""
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+
+
 def check_count(name: str, value: object) -> None:
     """Raise unless ``value`` is a non-negative integer."""
     if isinstance(value, bool) or not isinstance(value, int):

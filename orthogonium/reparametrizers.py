@@ -55,7 +55,8 @@ __all__ = [
 class ClassParam:
     """A class and some of its arguments; called with the rest, it makes an instance.
 
-    Like ``functools.partial``, but two of them compare equal when they would make the same thing, and they print readably.
+    Like ``functools.partial``, but two of them compare equal when they would make the same thing, and they print
+    readably.
 
     Args:
         module_class: what to make.

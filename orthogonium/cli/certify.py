@@ -51,9 +51,7 @@ def run(options: argparse.Namespace) -> int:
     out.print(_statement(result))
     if options.attack:
         if result.broken:
-            raise CommandError(
-                f"the attack broke {result.broken} certificates: this is a bug, please report it"
-            )
+            raise CommandError(f"the attack broke {result.broken} certificates: this is a bug, please report it")
         out.print(
             f"\nPGD with {options.steps} steps from {options.restarts} starts per image and radius "
             f"changed no certified prediction."

@@ -29,9 +29,7 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_run(options.path)
     bounds = lipschitz_product(model)
     by_path = {layer.path: layer for layer in bounds.layers}
-    title = (
-        f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"
-    )
+    title = f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("layer", "type"):
         table.add_column(name, no_wrap=True)

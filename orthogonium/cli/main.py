@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             raise
-        return _fail(f"{error.name} is not installed. Run: pip install 'orthogonium[demo]'", 1)
+        return _fail(f"{error.name} is not installed. Run, in the checkout: pip install -e '.[demo]'", 1)
     except OSError as error:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:

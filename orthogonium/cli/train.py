@@ -129,9 +129,7 @@ def _start(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig]:
                 2,
             )
     if not folder.unfinished.exists():
-        raise CommandError(
-            f"{path} has nothing to resume. Look at it with: python -m orthogonium inspect {path}", 2
-        )
+        raise CommandError(f"{path} has nothing to resume. Look at it with: python -m orthogonium inspect {path}", 2)
     return folder, config
 
 
@@ -158,14 +156,10 @@ def _train(trainer: Trainer, folder: RunFolder) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console(stderr=True)) as progress:
-        task = progress.add_task(
-            "training", total=trainer.config.epochs, completed=len(trainer.history), status=""
-        )
+        task = progress.add_task("training", total=trainer.config.epochs, completed=len(trainer.history), status="")
 
         def after_epoch(record: EpochRecord) -> None:
-            status = (
-                f"loss {record.loss:.3f}  {trainer.config.evaluate_on} {100 * record.eval_accuracy:.1f} %"
-            )
+            status = f"loss {record.loss:.3f}  {trainer.config.evaluate_on} {100 * record.eval_accuracy:.1f} %"
             progress.update(task, completed=record.epoch, status=status)
             if record.epoch % _SAVE_EVERY == 0:
                 _save(folder, trainer)
@@ -216,7 +210,5 @@ def _report(folder: RunFolder, config: TrainConfig, result: Evaluation, seconds:
     out.print(title, style="bold")
     out.print(certified_table(result, RADII))
     out.print(f"Lipschitz bound {result.lipschitz_bound:.9f}, {seconds:.0f} seconds")
-    out.print(
-        f"Files in {folder.path}: model.safetensors, config.json, metrics.json, 3 plots", highlight=False
-    )
+    out.print(f"Files in {folder.path}: model.safetensors, config.json, metrics.json, 3 plots", soft_wrap=True)
     out.print(f"Next: python -m orthogonium certify {folder.path}", soft_wrap=True)

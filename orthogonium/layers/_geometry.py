@@ -1,9 +1,10 @@
 """When an orthogonal kernel exists, how much padding it takes, and which image sides keep the bound.
 
-Along one axis, with kernel size ``k``, stride ``s`` and dilation ``d``, an orthogonal kernel is a *core* of ``m = min(k, s)``
-taps after taps at stride one. The latter are orthogonal on a circle of any length ``N``; the core's window number ``p`` reads
-the positions ``(s p + d r) mod N`` for ``r < m``. Its windows keep the norm as long as no position is read twice, and tile the
-circle when every position is read once. Everything below follows from counting those positions.
+Along one axis, with kernel size ``k``, stride ``s`` and dilation ``d``, an orthogonal kernel is a *core* of ``m =
+min(k, s)`` taps after taps at stride one. The latter are orthogonal on a circle of any length ``N``; the core's window
+number ``p`` reads the positions ``(s p + d r) mod N`` for ``r < m``. Its windows keep the norm as long as no position
+is read twice, and tile the circle when every position is read once. Everything below follows from counting those
+positions.
 """
 
 from collections.abc import Sequence
@@ -59,9 +60,10 @@ def check_kernel_exists(
 ) -> None:
     """Raise ``ValueError`` if no kernel of this shape, stride and dilation is orthogonal.
 
-    Counted per group: a window's core reads ``in · Π min(k, s)`` numbers and writes ``out``. Where the kernel is shorter than
-    the stride some inputs are read by no window, so distances cannot be kept; there must not be more outputs than numbers
-    read. A dilation with a factor in common with the stride makes windows share positions or skip some.
+    Counted per group: a window's core reads ``in · Π min(k, s)`` numbers and writes ``out``. Where the kernel is
+    shorter than the stride some inputs are read by no window, so distances cannot be kept; there must not be more
+    outputs than numbers read. A dilation with a factor in common with the stride makes windows share positions or skip
+    some.
 
     Source: Achour, Malgouyres and Mamalet, "Existence, stability and scalability of orthogonal convolutional neural
     networks", JMLR 23(347), 2022, for square windows and circular padding; counting gives the rest.
@@ -70,7 +72,8 @@ def check_kernel_exists(
         common = gcd(s, d)
         if k > 1 and common > 1:
             raise ValueError(
-                f"no orthogonal kernel is built for kernel_size={k}, stride={s}, dilation={d} (axis {axis}): stride and "
+                f"no orthogonal kernel is built for kernel_size={k}, stride={s}, dilation={d} (axis {axis}): stride "
+                f"and "
                 f"dilation share the factor {common}, so windows read one position in {common}. Use a dilation without "
                 f"a common factor, or take every {common}th position first and use stride {s // common} and dilation "
                 f"{d // common}."
@@ -80,7 +83,8 @@ def check_kernel_exists(
         per_group = f" per group ({groups} groups)" if groups > 1 else ""
         raise ValueError(
             f"no orthogonal kernel maps {in_channels} to {out_channels} channels{per_group} with "
-            f"kernel_size={kernel_size} and stride={stride}: the windows skip inputs and leave room for {room} channels. "
+            f"kernel_size={kernel_size} and stride={stride}: the windows skip inputs and leave room for {room} "
+            f"channels. "
             f"Use kernel_size of at least {stride} or at most {room} channels{per_group} on that side."
         )
 
@@ -194,8 +198,8 @@ class ConvGeometry:
 
     def _reason(self, axis: int, side: int, windows: int) -> str:
         k, s, pads = self.kernel_size[axis], self.stride[axis], self.pads[axis]
-        text = f"an image side of {side} (axis {axis}) with kernel_size={k}, stride={s}, dilation={self.dilation[axis]}, "
-        text += f"{'circular' if self.circular else 'zero'} padding {pads} "
+        text = f"an image side of {side} (axis {axis}) with kernel_size={k}, stride={s},
+        dilation={self.dilation[axis]}, " text += f"{'circular' if self.circular else 'zero'} padding {pads} "
         if windows < 1:
             text += f"holds no window of length {self.extent(axis)}. "
         elif max(pads) > side:

@@ -31,9 +31,7 @@ class GroupSort(nn.Module):
         if isinstance(group_size, bool) or not isinstance(group_size, int):
             raise TypeError(f"group_size must be an int, got {group_size!r}")
         if group_size < 2:
-            raise ValueError(
-                f"group_size must be at least 2, got {group_size}: smaller groups change nothing"
-            )
+            raise ValueError(f"group_size must be at least 2, got {group_size}: smaller groups change nothing")
         self.group_size = group_size
         self.dim = dim
 

@@ -61,14 +61,15 @@ class _AlmostOrthogonalConvTranspose(_PaddedConvTranspose):
 
 _DOC = """A {what} whose kernel is rescaled channel by channel so that it never grows a distance.
 
-    Cheaper than an orthogonal kernel and without its conditions on channels, but it may shrink distances; training drives it
-    towards orthogonality where that helps. With a stride the bound of stride one is used, which is loose.
+    Cheaper than an orthogonal kernel and without its conditions on channels, but it may shrink distances; training
+    drives it towards orthogonality where that helps. With a stride the bound of stride one is used, which is loose.
 
     Args:
         all but ``padding="same"``, ``padding_mode="circular"``: as in :class:`torch.nn.{torch_name}`.
 
     Raises:
-        ValueError: groups that do not divide, or padding under which windows overlap; in the call, image sides likewise.
+        ValueError: groups that do not divide, or padding under which windows overlap; in the call, image sides
+        likewise.
 
     Source: Prach and Lampert, "Almost-orthogonal layers for efficient general-purpose Lipschitz networks", ECCV 2022.
     """

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from orthogonium._checks import check_floating, check_matrix
 from orthogonium.parametrizations import Constraint, FusedConstraints, checkpoint_code, source_of
@@ -14,15 +14,13 @@ from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def orthogonal(
-    module: Module, name: str = "weight", ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS
-) -> Module:
+def orthogonal(module: Module, name: str = "weight", ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS) -> Module:
     """Constrain ``module.name`` to be orthogonal, in place: orthonormal rows or columns, whichever are fewer.
 
     The present value becomes its nearest orthogonal matrix. The free tensor that the optimiser sees is
     ``module.parametrizations.<name>.original``; reading and assigning ``module.<name>`` work as before, and so does
-    ``torch.nn.utils.parametrize.remove_parametrizations``. Checkpoints of the unconstrained module load (projected), and
-    so do those of other presets, keeping the weight that they stood for.
+    ``torch.nn.utils.parametrize.remove_parametrizations``. Checkpoints of the unconstrained module load (projected),
+    and so do those of other presets, keeping the weight that they stood for.
 
     Args:
         module: has a parameter ``name`` of shape ``(m, n)``.
@@ -84,7 +82,7 @@ def fused(model: nn.Module) -> FusedConstraints:
 
 def _constraints(model: nn.Module) -> Iterator[tuple[nn.Module, Constraint]]:
     for module in model.modules():
-        if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        if isinstance(module, ParametrizationList):
             hooks = list(module)
             if len(hooks) == 1 and isinstance(hooks[0], Constraint):
                 yield module, hooks[0]
@@ -96,9 +94,7 @@ class _Translation:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(
-        self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
-    ) -> None:
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         plain, inside = f"{prefix}{self.name}", f"{prefix}parametrizations.{self.name}."
         parametrization: Any = module.parametrizations[self.name]  # type: ignore[index]
         constraint: Constraint = parametrization[0]

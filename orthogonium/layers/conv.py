@@ -54,9 +54,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
 
     def _make_orthogonal(self, plan: KernelPlan, ortho_params: OrthoParams) -> None:
         if not isinstance(ortho_params, OrthoParams):
-            raise TypeError(
-                f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}"
-            )
+            raise TypeError(f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}")
         self.ortho_params = ortho_params
         normalizer, matrix_hook = ortho_params.make(plan.matrix_shape)
         kernel = OrthogonalKernel(plan, matrix_hook)
@@ -154,9 +152,7 @@ class _PaddedConv(_OrthoKernelLayer):
             mode = "circular" if self.geometry.circular else "constant"
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
             padding = (0,) * self._dims
-        return _CONVOLUTIONS[self._dims](
-            input, weight, bias, self.stride, padding, self.dilation, self.groups
-        )
+        return _CONVOLUTIONS[self._dims](input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class _OrthoConv(_PaddedConv):
@@ -185,20 +181,20 @@ class _OrthoConv(_PaddedConv):
 
 _DOC = """{first}
 
-    The layer never grows a distance, on any image that it accepts. With the default circular padding, a kernel at least as
-    large as the stride and sides that the stride divides, all singular values of the operator are one: it keeps
-    distances if ``out_channels ≥ in_channels · Π stride``, and gradients' norms otherwise. Zero padding loses what leaves the
-    image, nothing else. Reflect and replicate padding are refused, and so are, in the call, image sides on which windows
-    would overlap across a circular border.
+    The layer never grows a distance, on any image that it accepts. With the default circular padding, a kernel at
+    least as large as the stride and sides that the stride divides, all singular values of the operator are one: it
+    keeps distances if ``out_channels ≥ in_channels · Π stride``, and gradients' norms otherwise. Zero padding loses
+    what leaves the image, nothing else. Reflect and replicate padding are refused, and so are, in the call, image
+    sides on which windows would overlap across a circular border.
 
-    With one input and one output channel per group, orthogonal kernels at stride one are signed shifts: they have nothing
-    to learn. Use the skew-exponential convolution or larger groups there.
+    With one input and one output channel per group, orthogonal kernels at stride one are signed shifts: they have
+    nothing to learn. Use the skew-exponential convolution or larger groups there.
 
     Args:
         in_channels, out_channels, kernel_size, stride, dilation, groups, bias, device, dtype: as in
             :class:`torch.nn.{torch_name}`. {exists}
-        padding: ``"same"`` (also with a stride: the extent of the kernel minus the stride in total), ``"valid"``, or integers.
-        padding_mode: ``"circular"`` or ``"zeros"``.
+        padding: ``"same"`` (also with a stride: the extent of the kernel minus the stride in total), ``"valid"``, or
+        integers. padding_mode: ``"circular"`` or ``"zeros"``.
         ortho_params: how the free matrix behind the kernel becomes orthogonal. The projectors of larger kernels are
             orthogonalised by Cholesky whatever is chosen here, since every exact method gives the same kernel.
 {more}
@@ -210,13 +206,11 @@ _DOC = """{first}
         TypeError: a size that is no integer, a dtype that is not real floating point.
 
     Source:
-        Li et al., "Preventing gradient attenuation in Lipschitz constrained convolutional networks", NeurIPS 2019; Boissin
-        et al., "An adaptive orthogonal convolution scheme", arXiv:2501.07930, 2025.
+        Li et al., "Preventing gradient attenuation in Lipschitz constrained convolutional networks", NeurIPS 2019;
+        Boissin et al., "An adaptive orthogonal convolution scheme", arXiv:2501.07930, 2025.
     """
 
-_EXISTS = (
-    "A kernel shorter than the stride needs ``out_channels ≤ in_channels · Π min(kernel_size, stride)``."
-)
+_EXISTS = "A kernel shorter than the stride needs ``out_channels ≤ in_channels · Π min(kernel_size, stride)``."
 
 
 class OrthoConv1d(_OrthoConv, nn.Conv1d):

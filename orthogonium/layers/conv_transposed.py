@@ -99,7 +99,8 @@ class _PaddedConvTranspose(_OrthoKernelLayer):
                 advice = f"output_padding={wanted}, " if extra[axis] < wanted < reachable else ""
                 raise ValueError(
                     f"{count} windows (axis {axis}) with kernel_size={self.kernel_size[axis]}, stride="
-                    f"{self.geometry.stride[axis]}, padding {self.geometry.pads[axis]} and output_padding={extra[axis]} "
+                    f"{self.geometry.stride[axis]}, padding {self.geometry.pads[axis]} and "
+                    f"output_padding={extra[axis]} "
                     f"give an image side of {side}, around which they overlap: the norm would exceed one. "
                     f"Use {advice}padding='same' or padding_mode='zeros'."
                 )
@@ -160,7 +161,8 @@ class _OrthoConvTranspose(_PaddedConvTranspose):
         self._make_orthogonal(plan, ortho_params)
 
 
-_MORE = """        output_padding: more sides of the output, below the stride, as in torch. With ``padding="same"`` the output has
+_MORE = """        output_padding: more sides of the output, below the stride, as in torch. With ``padding="same"`` the
+output has
             ``windows · stride`` sides without it.
 """
 _EXISTS = (
@@ -170,8 +172,8 @@ _EXISTS = (
 
 def _documentation(dims: int, word: str) -> str:
     text = _DOC.format(
-        first=f"A {word} transposed convolution whose operator is orthogonal: the adjoint of an orthogonal convolution.",
-        torch_name=f"ConvTranspose{dims}d",
+        first=f"A {word} transposed convolution whose operator is orthogonal: the adjoint of an orthogonal
+        convolution.", torch_name=f"ConvTranspose{dims}d",
         exists=_EXISTS,
         more=_MORE,
         sides="windows · stride",

@@ -51,7 +51,7 @@ class _ConstrainedLinear(nn.Linear):
         }
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as constructor arguments and state dict: the class that torch makes for a parametrized module cannot be."""
+        """Pickle arguments and state dict; the class that torch makes for a parametrized module has no import path."""
         original: Tensor = self.parametrizations.weight.original  # type: ignore[union-attr, assignment]
         arguments = self._arguments() | {"device": original.device, "dtype": original.dtype}
         flags = {name: p.requires_grad for name, p in self.named_parameters()}
@@ -75,8 +75,9 @@ def _rebuild(
 class OrthoLinear(_ConstrainedLinear):
     """``y = W x + b`` with ``W`` orthogonal, so that distances never grow.
 
-    They are preserved when ``out_features ≥ in_features``; otherwise those of inputs in the row space are. ``weight`` is an
-    ordinary matrix to read, assign (the nearest orthogonal one is taken) and load from a plain ``nn.Linear`` checkpoint.
+    They are preserved when ``out_features ≥ in_features``; otherwise those of inputs in the row space are.
+    ``weight`` is an ordinary matrix to read, assign (the nearest orthogonal one is taken) and load from a plain
+    ``nn.Linear`` checkpoint.
 
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
@@ -109,7 +110,7 @@ class OrthoLinear(_ConstrainedLinear):
 
 
 class UnitNormLinear(_ConstrainedLinear):
-    """``y = W x + b`` with rows of norm one: each output on its own is 1-Lipschitz, the vector of them ``√out_features`` at most.
+    """``y = W x + b`` with rows of norm one: each output is 1-Lipschitz, all together ``√out_features`` at most.
 
     For the last layer of a classifier, where margins between pairs of outputs count.
 

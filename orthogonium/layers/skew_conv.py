@@ -38,9 +38,7 @@ class _SkewOrthoConv(nn.Module):
         check_channels(in_channels, out_channels, groups)
         size = as_tuple("kernel_size", kernel_size, self._dims, least=1)
         if any(k % 2 == 0 for k in size):
-            raise ValueError(
-                f"kernel_size must be odd along each axis, so that a skew kernel has a centre, got {size}"
-            )
+            raise ValueError(f"kernel_size must be odd along each axis, so that a skew kernel has a centre, got {size}")
         spread = as_tuple("dilation", dilation, self._dims, least=1)
         geometry = ConvGeometry.make(size, (1,) * self._dims, spread, "same", padding_mode)
         super().__init__()
@@ -128,10 +126,10 @@ class _SkewOrthoConv(nn.Module):
 
 _DOC = """A {dims}-dimensional orthogonal convolution of stride one: ``exp(A) x``, ``A`` a skew kernel.
 
-    Orthogonal under circular and under zero padding alike, since cutting a skew operator leaves it skew. The exponential
-    is summed term by term on the features (about 15 convolutions in float32), so it reaches further than its kernel, and it
-    turns depthwise layers, for which explicit orthogonal kernels are shifts. With more outputs than inputs, zero channels are
-    added first; with fewer, channels are dropped afterwards.
+    Orthogonal under circular and under zero padding alike, since cutting a skew operator leaves it skew. The
+    exponential is summed term by term on the features (about 15 convolutions in float32), so it reaches further than
+    its kernel, and it turns depthwise layers, for which explicit orthogonal kernels are shifts. With more outputs than
+    inputs, zero channels are added first; with fewer, channels are dropped afterwards.
 
     Args:
         in_channels, out_channels, dilation, groups, bias, device, dtype: as in :class:`torch.nn.Conv{n}d`.

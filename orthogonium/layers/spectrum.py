@@ -19,8 +19,8 @@ def singular_values(layer: nn.Module, input_shape: Sequence[int], count: int | N
     """Singular values, descending, of the linear map that a convolution layer is on images of this size, in float64.
 
     All of them, exact to rounding: by frequency where circular windows tile the image, from the written-out operator
-    elsewhere, group by group. Where that operator is too large (more than 4,096 inputs and outputs per group), ``count``
-    is needed, and the largest ones come from a Lanczos iteration: estimates from below.
+    elsewhere, group by group. Where that operator is too large (more than 4,096 inputs and outputs per group),
+    ``count`` is needed, and the largest ones come from a Lanczos iteration: estimates from below.
 
     Args:
         layer: ``nn.Conv1d/2d/3d`` or one of this library's convolutions, transposed or not.
@@ -64,9 +64,7 @@ def singular_values(layer: nn.Module, input_shape: Sequence[int], count: int | N
         start = torch.randn(
             1, kernel.shape[1], *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64
         ).to(kernel.device)
-        spectra.append(
-            largest_singular_values(operator, operator.adjoint, start, count, steps=max(60, 4 * count))
-        )
+        spectra.append(largest_singular_values(operator, operator.adjoint, start, count, steps=max(60, 4 * count)))
     values = torch.cat(spectra).sort(descending=True).values
     return values if count is None else values[:count]
 
@@ -75,16 +73,12 @@ def _geometry_of(layer: nn.Module) -> ConvGeometry:
     if isinstance(layer, _OrthoKernelLayer):
         return layer.geometry
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        raise TypeError(
-            f"layer must be a convolution such as nn.Conv2d or OrthoConvTranspose2d, got {type(layer)}"
-        )
+        raise TypeError(f"layer must be a convolution such as nn.Conv2d or OrthoConvTranspose2d, got {type(layer)}")
     if layer.padding_mode not in ("circular", "zeros"):
         raise ValueError(f"padding_mode={layer.padding_mode!r} is not known here: 'circular' and 'zeros' are")
     around = layer._reversed_padding_repeated_twice
     pads = tuple((around[2 * i], around[2 * i + 1]) for i in reversed(range(len(layer.kernel_size))))
-    return ConvGeometry(
-        layer.kernel_size, layer.stride, layer.dilation, pads, layer.padding_mode == "circular"
-    )
+    return ConvGeometry(layer.kernel_size, layer.stride, layer.dilation, pads, layer.padding_mode == "circular")
 
 
 class _Operator:

@@ -1,4 +1,4 @@
-"""``exp(A)`` by products: a Taylor polynomial of degree 8 in three of them, squared as often as needed; and its reverse."""
+"""``exp(A)`` by products: a Taylor polynomial of degree 8 in three of them, squared as often as needed; its reverse."""
 
 import math
 
@@ -47,7 +47,7 @@ def expm(a: Tensor, squarings: int) -> Tensor:
 
 
 def expm_reverse(a: Tensor, squarings: int, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of ``<grad, exp(A)>`` with respect to ``A``, and ``exp(A)``: the steps again, then back, two products each."""
+    """The gradient of ``<grad, exp(A)>`` in ``A``, and ``exp(A)``: the steps again, then back, two products each."""
     a = a * 0.5**squarings
     result, (square, mixed, left, right) = _taylor(a)
     powers = [result]

@@ -55,11 +55,11 @@ def _signed_qr(matrix: Tensor) -> Factors:
 
 
 def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
-    """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; if that is small, ``Q`` and ``L`` are corrected to first order.
+    """One pass leaves ``E = Q Qᵀ − I`` of size ``eps κ²``; where that is small, it is corrected to first order.
 
-    What the correction leaves is ``‖E‖²``. ``None`` when ``E`` is too large, which is also how a failed factorisation, entries
-    out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ`` was harmless, and ``L`` is as
-    good as ``Q``.
+    What the correction leaves is ``‖E‖²``. ``None`` when ``E`` is too large, which is also how a failed
+    factorisation, entries out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ``
+    was harmless, and ``L`` is as good as ``Q``.
     """
     lower = torch.linalg.cholesky_ex(matrix @ matrix.mT).L
     q = solve_lower(lower, matrix)
@@ -144,9 +144,10 @@ class _LQ(Function):
         matrix, q, lower, special = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _lq_backward(grad, q, lower, special), None
-        cross = grad @ q.mT
-        right = grad - (cross.tril() + cross.tril(-1).mT) @ q
-        return solve_lower_transposed((matrix @ q.mT).tril(), right), None
+        with without_autocast(grad):
+            cross = grad @ q.mT
+            right = grad - (cross.tril() + cross.tril(-1).mT) @ q
+            return solve_lower_transposed((matrix @ q.mT).tril(), right), None
 
     @staticmethod
     def vmap(
@@ -184,5 +185,3 @@ def gram_schmidt(matrix: Tensor, method: str) -> Tensor:
     if matrix.shape[-2] > matrix.shape[-1]:
         return _apply(matrix.mT, method)[0].mT
     return _apply(matrix, method)[0]
-
-

@@ -9,8 +9,8 @@ Each returns ``(Q, basis, stretch, route)``, the last three for the derivative; 
 | ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null rows 0 |
 | ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
 
-``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less than twice as
-wide as high (:func:`keeps_rotated`).
+``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less
+than twice as wide as high (:func:`keeps_rotated`).
 """
 
 import torch
@@ -145,8 +145,8 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 def by_svd(matrix: Tensor) -> Routed:
     """``U Vᵀ`` of the float64 SVD: any condition number, rank and scale; zero gives the identity's first rows.
 
-    Singular values that are null to rounding are stored as zero, those of a zero matrix as one, and the others no smaller
-    than what can be divided by.
+    Singular values that are null to rounding are stored as zero, those of a zero matrix as one, and the others no
+    smaller than what can be divided by.
     """
     scaled, exponent = scaled_to_one(matrix.double())
     u, values, vh = torch.linalg.svd(scaled, full_matrices=False)
@@ -163,8 +163,8 @@ def by_svd(matrix: Tensor) -> Routed:
 def by_minimax(matrix: Tensor) -> Routed:
     """Minimax steps on ``W`` itself: products only, for devices on which a factorisation is slow.
 
-    The first attempt covers ``σ ≥ 1e-3 ‖W‖_F``. A longer schedule amplifies the rounding errors of large singular values
-    (its first polynomials are steep there), so the next ones run in float64, and then the SVD takes over.
+    The first attempt covers ``σ ≥ 1e-3 ‖W‖_F``. A longer schedule amplifies the rounding errors of large singular
+    values (its first polynomials are steep there), so the next ones run in float64, and then the SVD takes over.
     """
     tolerance = 1e-2  # two Newton–Schulz steps take this to rounding
     for attempt in range(1, _ATTEMPTS + 1):

@@ -1,7 +1,8 @@
 """Functions of a skew matrix through its eigenvectors: for arguments so large that products lose their digits.
 
-``A = U diag(iω) Uᴴ`` with real ``ω`` from the Hermitian ``−iA``. Slow (complex128, the full ``N × N`` matrix), orthogonal for every size
-of ``A``; where ``‖A‖₂`` exceeds the inverse of machine precision the angles themselves are noise, as for any method.
+``A = U diag(iω) Uᴴ`` with real ``ω`` from the Hermitian ``−iA``. Slow (complex128, all of ``N × N``), orthogonal
+for every size of ``A``; where ``‖A‖₂`` exceeds the inverse of machine precision the angles themselves are noise, as for
+any method.
 """
 
 import torch
@@ -10,10 +11,8 @@ from torch import Tensor
 
 def _eigen(free: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     frame = base.double()
-    if frame.shape[-2] == frame.shape[-1]:  # in the frame's own coordinates
-        product = frame @ free.double() @ frame.mT
-    else:
-        product = free.double() @ frame.mT
+    own = frame.shape[-2] == frame.shape[-1]  # a square frame has the free matrix in its own coordinates
+    product = (frame @ free.double() if own else free.double()) @ frame.mT
     skew = product - product.mT
     frequencies, vectors = torch.linalg.eigh(torch.complex(torch.zeros_like(skew), -skew))
     # The spectrum of a real matrix is symmetric and its null space exact; rounding of a large A hides both.

@@ -15,8 +15,8 @@ def bjorck(matrix: Tensor, beta: float = 0.5, steps: int = 12) -> Tensor:
     """``steps`` times ``X → (1 + β) X − β X Xᵀ X``, exactly as written: a reference, and a cheap contraction.
 
     A singular value ``s`` becomes ``s + β s (1 − s²)``. Values in ``(0, √(1 + 1/β))`` stay positive and tend to one,
-    quadratically for β = 1/2 and by a factor ``1 − 2β`` otherwise, so the limit is the polar factor for every β in (0, 1).
-    :func:`polar` reaches that limit for every matrix and in less time.
+    quadratically for β = 1/2 and by a factor ``1 − 2β`` otherwise, so the limit is the polar factor for every β in
+    (0, 1). :func:`polar` reaches that limit for every matrix and in less time.
 
     Args:
         matrix: ``(..., m, n)``.
@@ -27,8 +27,8 @@ def bjorck(matrix: Tensor, beta: float = 0.5, steps: int = 12) -> Tensor:
         ``(..., m, n)``.
 
     Source:
-        Björck and Bowie, "An iterative algorithm for computing the best estimate of an orthogonal matrix", SIAM J. Numer.
-        Anal. 8(2), 1971.
+        Björck and Bowie, "An iterative algorithm for computing the best estimate of an orthogonal matrix", SIAM J.
+        Numer. Anal. 8(2), 1971.
     """
     if matrix.shape[-2] > matrix.shape[-1]:
         return bjorck(matrix.mT, beta, steps).mT
@@ -79,7 +79,7 @@ def polar_pass_through(matrix: Tensor, beta: float = 0.5, steps: int = 12) -> Te
     """The polar factor with an approximate derivative of two products and no saved factor.
 
     The gradient is the one that ``steps`` Björck steps have at their fixed point: motions along the orthogonal matrices
-    pass unchanged, and the symmetric part ``sym(G Qᵀ) Q`` is multiplied by ``(1 − 2β)^steps`` (by zero for β = 1/2). It is
+    pass unchanged, and the symmetric part ``sym(G Qᵀ) Q`` is multiplied by ``(1 − 2β)^steps`` (zero for β = 1/2). It is
     exact where ``matrix`` is a multiple of an orthogonal matrix and β = 1/2, and degrades with its condition number.
     """
     with torch.no_grad():

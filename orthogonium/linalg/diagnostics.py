@@ -15,7 +15,8 @@ def orthogonality_defect(matrix: Tensor) -> Tensor:
         matrix: ``(..., m, n)``.
 
     Returns:
-        ``(...)``, float64: the spectral norm of the difference.
+        ``(...)``, float64: the spectral norm of the difference; infinite where ``matrix`` holds NaN or Inf or entries whose
+        squares overflow, zero for an empty matrix.
 
     Raises:
         ValueError: ``matrix`` has fewer than two dimensions.
@@ -23,8 +24,12 @@ def orthogonality_defect(matrix: Tensor) -> Tensor:
     check_matrix("matrix", matrix)
     short = matrix.double() if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT.double()
     gram = short @ short.mT
+    if gram.numel() == 0:
+        return gram.sum((-2, -1))
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.eigvalsh(gram - identity).abs().amax(-1)
+    finite = gram.isfinite().all(-1).all(-1)
+    difference = torch.where(finite[..., None, None], gram - identity, 0.0)
+    return torch.where(finite, torch.linalg.eigvalsh(difference).abs().amax(-1), torch.inf)
 
 
 def singular_values(matrix: Tensor) -> Tensor:

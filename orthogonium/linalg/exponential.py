@@ -1,13 +1,14 @@
 """Exponential and Cayley maps of a skew matrix, applied to a frame at the cost of the frame.
 
 A tall frame ``Q₀`` (orthonormal columns) and a free matrix ``X`` of its shape ``(N, k)`` give the skew matrix
-``A = X Q₀ᵀ − Q₀ Xᵀ`` of rank ``2k``; the result is ``f(A) Q₀`` with ``f`` the exponential or ``(1 + x/2)/(1 − x/2)``. In the coordinates of
-``[Q₀, X₂/α]``, with ``C = Q₀ᵀ X``, ``X₂ = X − Q₀ C``, ``S = C − Cᵀ``, ``Z = X₂ᵀ X₂`` and any ``α > 0``, ``A`` is the small matrix
+``A = X Q₀ᵀ − Q₀ Xᵀ`` of rank ``2k``; the result is ``f(A) Q₀`` with ``f`` the exponential or ``(1 + x/2)/(1 − x/2)``.
+With ``C = Q₀ᵀ X``, ``X₂ = X − Q₀ C``, ``S = C − Cᵀ``, ``Z = X₂ᵀ X₂`` and any ``α > 0``, ``A`` is in the coordinates of
+``[Q₀, X₂/α]`` the small matrix
 
     M = [[S, −Z/α], [α I, 0]]          so          f(A) Q₀ = Q₀ f(M)₁₁ + (X₂/α) f(M)₂₁,
 
-which costs ``O(N k²)`` and is smooth also where ``X₂`` has dependent columns. A square frame takes ``X`` in its own coordinates,
-``C = X``, and is ``Q₀ f(X − Xᵀ)``. Every frame is reached, square ones within
+which costs ``O(N k²)`` and is smooth also where ``X₂`` has dependent columns. A square frame takes ``X`` in its own
+coordinates, ``C = X``, and is ``Q₀ f(X − Xᵀ)``. Every frame is reached, square ones within
 their determinant. Source: Edelman, Arias and Smith, SIAM J. Matrix Anal. Appl. 20(2), 1998, section 2.4, which
 uses a QR factorisation of ``X₂`` instead of ``Z``.
 """
@@ -82,7 +83,8 @@ def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[
         q = base @ _doubled_minus_identity(half)
         if gram.ndim:
             return _polished(q + outside @ half), half
-        # the symmetric inverse leaves an error of some 40 eps, which a small contract does not hold and a large one does
+        # the symmetric inverse leaves an error of some 40 eps, which a small contract does not hold and a large one
+        # does
         accurate = base.shape[-1] >= 128 and norm <= _SYMMETRIC_NORM
         return q if accurate else _polished(q), half
     squarings = squarings_for(norm, free.dtype)
@@ -95,9 +97,7 @@ def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[
 
 
 @opaque(lambda grad, free, *rest: torch.empty_like(free, memory_format=torch.contiguous_format))
-def _frame_backward(
-    grad: Tensor, free: Tensor, base: Tensor, half: Tensor, kind: str, budget: int
-) -> Tensor:
+def _frame_backward(grad: Tensor, free: Tensor, base: Tensor, half: Tensor, kind: str, budget: int) -> Tensor:
     """The reverse of :func:`_frame_forward`; cheap intermediates are made again instead of stored."""
     with without_autocast(grad):
         norm, skew, outside, gram = _measured(free, base, kind, budget)
@@ -126,9 +126,7 @@ def _frame_backward(
         return outside_grad + base @ (inner - inner.mT - base.mT @ outside_grad)
 
 
-def _measured(
-    free: Tensor, base: Tensor, kind: str, budget: int
-) -> tuple[float | None, Tensor, Tensor, Tensor]:
+def _measured(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[float | None, Tensor, Tensor, Tensor]:
     """``(norm, S, X₂, Z)``; the norm is ``None`` where it is too large for products, and the spectrum is needed."""
     skew, outside, gram = _coordinates(free, base)
     norm = _norm_bound(skew, gram)
@@ -142,8 +140,8 @@ def _measured(
 def _cayley_half(norm: float, skew: Tensor, gram: Tensor) -> Tensor:
     """``a = (I − S/2 + Z/4)⁻¹``, the upper block of ``(I − M/2)⁻¹``; its lower block is ``a / 2`` in units of ``X₂``.
 
-    For a square frame ``Z = 0`` and ``a = (I + S/2)(I − S²/4)⁻¹``: the Cholesky factor of a symmetric matrix costs half of a
-    general inverse. It squares the condition number, so only for small arguments.
+    For a square frame ``Z = 0`` and ``a = (I + S/2)(I − S²/4)⁻¹``: a symmetric inverse costs half of a general
+    one. It squares the condition number, so only for small arguments.
     """
     system = -0.5 * skew + 0.25 * gram
     system.diagonal(dim1=-2, dim2=-1).add_(1.0)
@@ -193,7 +191,7 @@ class _Frame(Function):
         free, base, half = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _frame_backward(grad, free, base, half, *ctx.rest), None, None, None
-        with torch.enable_grad():
+        with torch.enable_grad(), without_autocast(grad):
             leaf = free if free.requires_grad else free.detach().requires_grad_()
             value = _frame_composite(leaf, base, ctx.rest[0])
             (result,) = torch.autograd.grad(value, leaf, grad, create_graph=True)

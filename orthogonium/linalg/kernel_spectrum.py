@@ -13,8 +13,8 @@ def circular_singular_values(
 ) -> Tensor:
     """Every singular value of a circular convolution whose stride divides the image sides: exact, in float64.
 
-    Fourier's transform turns the operator into one block per frequency of the output; the input frequencies that a stride
-    folds onto it stand side by side, divided by ``√Π s``.
+    Fourier's transform turns the operator into one block per frequency of the output; the input frequencies that a
+    stride folds onto it stand side by side, divided by ``√Π s``.
 
     Args:
         kernel: ``(out, in / groups, *k)``.

@@ -1,8 +1,8 @@
-"""Convolution kernels in one, two or three dimensions: compose them, take adjoints, build orthogonal ones from projectors.
+"""Convolution kernels in one to three dimensions: compose them, take adjoints, build orthogonal ones from projectors.
 
-A kernel ``K`` of shape ``(out, in, *k)`` maps ``x`` to ``(K x)[p] = Σ_t K[t] x[p + t]``, as ``torch.nn.functional.conv*d``
-does. Composition is associative, the adjoint of a composition is the composition of the adjoints in reverse, and a kernel
-is orthogonal when it composes with its adjoint to the identity.
+A kernel ``K`` of shape ``(out, in, *k)`` maps ``x`` to ``(K x)[p] = Σ_t K[t] x[p + t]``, as
+``torch.nn.functional.conv*d`` does. Composition is associative, the adjoint of a composition is the composition of the
+adjoints in reverse, and a kernel is orthogonal when it composes with its adjoint to the identity.
 """
 
 from collections.abc import Sequence
@@ -90,9 +90,9 @@ def identity_kernel(
 def multiply_by_projector_taps(start: Tensor, frames: Tensor, axes: Sequence[int]) -> Tensor:
     """Compose a kernel with one two-tap kernel ``[P, I − P]`` after another, ``P = U Uᵀ``.
 
-    Each ``[P, I − P]`` is orthogonal, since ``P (I − P) = 0``, so an orthogonal start stays orthogonal; it grows by one along
-    the tap's axis. ``P X`` is computed as ``U (Uᵀ X)`` for the taps that exist: no padding zeros are multiplied, no
-    projector is formed. The reverse is written by hand: two more products of that size per tap.
+    Each ``[P, I − P]`` is orthogonal, since ``P (I − P) = 0``, so an orthogonal start stays orthogonal; it grows by
+    one along the tap's axis. ``P X`` is computed as ``U (Uᵀ X)`` for the taps that exist: no padding zeros are
+    multiplied, no projector is formed. The reverse is written by hand: two more products of that size per tap.
 
     Args:
         start: ``(groups, c, *k, n)``: channels to multiply, kernel sides, whatever is carried along.
@@ -156,9 +156,7 @@ class _Taps(Function):
         return grad_start, grad_frames, None
 
 
-def _taps_backward(
-    grad: Tensor, frames: Tensor, kept: Sequence[Tensor], axes: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _taps_backward(grad: Tensor, frames: Tensor, kept: Sequence[Tensor], axes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """With ``D`` the gradient of ``U Uᵀ X``: ``dX = G₊ + U Uᵀ D`` and ``dU = D (Uᵀ X)ᵀ + X (Uᵀ D)ᵀ``."""
     grad_frames: list[Tensor] = []
     for j in range(len(axes) - 1, -1, -1):

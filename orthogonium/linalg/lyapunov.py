@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from orthogonium.linalg._opaque import opaque
+from orthogonium.linalg._precision import without_autocast
 from orthogonium.linalg.minimax import polar_schedule
 
 
@@ -38,8 +39,9 @@ class _Lyapunov(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         symmetric, solution = ctx.saved_tensors
-        dual = lyapunov(symmetric, grad)
-        return -(dual @ solution.mT + solution.mT @ dual), dual
+        with without_autocast(grad):
+            dual = lyapunov(symmetric, grad)
+            return -(dual @ solution.mT + solution.mT @ dual), dual
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
@@ -107,8 +109,8 @@ def skew_lyapunov_near_identity(symmetric: Tensor, skew: Tensor, spread: float) 
 def skew_lyapunov_by_sign(symmetric: Tensor, skew: Tensor, lowest: float) -> Tensor:
     """``K`` by a fixed number of products, for ``H`` with eigenvalues in ``[lowest, 1]`` and skew ``C``.
 
-    The matrix sign of ``[[H, C], [0, −H]]`` is ``[[I, 2 K'], [0, −I]]`` with ``H K' + K' H = C``. The odd polynomials that
-    take ``H`` to the identity therefore carry the solution along in the upper right block.
+    The matrix sign of ``[[H, C], [0, −H]]`` is ``[[I, 2 K'], [0, −I]]`` with ``H K' + K' H = C``. The odd polynomials
+    that take ``H`` to the identity therefore carry the solution along in the upper right block.
 
     Source: Roberts, Int. J. Control 32(4), 1980; Kenney and Laub, SIAM J. Matrix Anal. Appl. 12(2), 1991.
     """

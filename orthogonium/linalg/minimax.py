@@ -61,7 +61,8 @@ def polar_schedule(lowest: float, tolerance: float) -> tuple[tuple[float, float,
         schedule.append(coefficients)
         if error <= tolerance:
             return tuple(schedule)
-        low, high = 1 - error, 1 + error
+        a, b, c = coefficients  # the error is largest at the lower end, where 1 - error would round to zero
+        low, high = (low * (a + low**2 * (b + c * low**2)) if error > 0.5 else 1 - error), 1 + error
 
 
 @lru_cache
@@ -114,6 +115,6 @@ def matrix_polynomial(matrix: Tensor, coefficients: tuple[float, ...], square: T
 
     start = max((degree - 1) // block, 0) * block
     result = terms(start, degree + 1)
-    for start in range(start - block, -1, -block):
-        result = terms(start, start + block).add_(powers[-1] @ result)
+    for first in range(start - block, -1, -block):
+        result = terms(first, first + block).add_(powers[-1] @ result)
     return result

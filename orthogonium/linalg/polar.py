@@ -1,7 +1,7 @@
 """The nearest orthogonal matrix, and its exact derivative.
 
-Every full-rank ``W`` (wide, say) is ``W = H Q`` with ``H = (W Wᵀ)^½`` and ``Q`` the orthogonal matrix closest to it in any
-unitarily invariant norm (Fan and Hoffman, Proc. AMS 6, 1955). `_polar_routes` computes ``Q``; this page holds the
+Every full-rank ``W`` (wide, say) is ``W = H Q`` with ``H = (W Wᵀ)^½`` and ``Q`` the orthogonal matrix closest to it in
+any unitarily invariant norm (Fan and Hoffman, Proc. AMS 6, 1955). `_polar_routes` computes ``Q``; this page holds the
 derivative, which needs ``Q`` and ``H`` alone and not the road that led there.
 """
 
@@ -23,8 +23,8 @@ from orthogonium.linalg._precision import in_working_precision, without_autocast
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
     lyapunov,
-    skew_lyapunov_near_identity,
     skew_lyapunov_by_sign,
+    skew_lyapunov_near_identity,
 )
 
 
@@ -42,9 +42,7 @@ _polar_forward = opaque(_fake_forward)(nearest_orthogonal)
 
 
 @opaque(lambda grad, matrix, *rest: torch.empty_like(matrix, memory_format=torch.contiguous_format))
-def _polar_backward(
-    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor
-) -> Tensor:
+def _polar_backward(grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor) -> Tensor:
     """``K Q + H⁻¹ (G − G Qᵀ Q)`` with ``H K + K H = G Qᵀ − Q Gᵀ``, by the cheapest way that the forward pass left."""
     with without_autocast(grad):
         kind, parameter = route.tolist()
@@ -55,9 +53,7 @@ def _polar_backward(
         return _backward_eigenbasis(grad, q, basis, stretch, special=parameter > 0)
 
 
-def _backward_near(
-    grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, stretch: Tensor, spread: float
-) -> Tensor:
+def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, stretch: Tensor, spread: float) -> Tensor:
     """``H`` is close to ``c I``: a few Chebyshev steps instead of a factorisation.
 
     The eigenvalues of ``H / c`` lie in ``[√(1 − e), √(1 + e)]``.
@@ -116,6 +112,7 @@ def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -
     dtype = grad.dtype
     if lowest < 1e-4:
         grad, matrix, q = grad.double(), matrix.double(), q.double()
+        lowest = max(lowest, 4 * matrix.shape[-2] * torch.finfo(torch.float64).eps)  # above the rounding of H itself
     stretch = matrix @ q.mT
     stretch = 0.5 * (stretch + stretch.mT)
     scale = torch.linalg.matrix_norm(stretch, keepdim=True)
@@ -179,13 +176,14 @@ def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 def _differentiable_backward(grad: Tensor, matrix: Tensor, q: Tensor) -> Tensor:
     """The same derivative from differentiable parts, for second derivatives and ``torch.func``."""
-    stretch = matrix @ q.mT
-    stretch = 0.5 * (stretch + stretch.mT)
-    cross = grad @ q.mT
-    result = lyapunov(stretch, cross - cross.mT) @ q
-    if matrix.shape[-2] == matrix.shape[-1]:
-        return result
-    return result + torch.linalg.solve_ex(stretch, grad - cross @ q).result
+    with without_autocast(grad):
+        stretch = matrix @ q.mT
+        stretch = 0.5 * (stretch + stretch.mT)
+        cross = grad @ q.mT
+        result = lyapunov(stretch, cross - cross.mT) @ q
+        if matrix.shape[-2] == matrix.shape[-1]:
+            return result
+        return result + torch.linalg.solve_ex(stretch, grad - cross @ q).result
 
 
 @in_working_precision
@@ -198,14 +196,16 @@ def polar(matrix: Tensor, budget: int = 12) -> Tensor:
     vectors of the float64 SVD, and zero becomes the identity's first rows or columns.
 
     The derivative is that of the mathematical function, whatever route was taken. It holds at repeated singular
-    values; along completed null directions it is taken as zero, and at zero itself as if ``matrix`` were its completion.
+    values; along completed null directions it is taken as zero, and at zero itself as if ``matrix`` were its
+    completion.
 
     Args:
         matrix: ``(..., m, n)``, of any scale and rank.
         budget: up to ``2 · budget`` products are spent on polynomial steps before a factorisation is preferred.
 
     Returns:
-        ``(..., m, n)``, same dtype and device; ``float16`` and ``bfloat16`` are computed in ``float32`` and rounded once.
+        ``(..., m, n)``, same dtype and device; ``float16`` and ``bfloat16`` are computed in ``float32`` and rounded
+        once.
 
     Raises:
         ValueError: fewer than two dimensions, or NaN or Inf in ``matrix``.

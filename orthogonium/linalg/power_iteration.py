@@ -9,9 +9,9 @@ from orthogonium._checks import check_floating, check_matrix
 def power_iteration(matrix: Tensor, left: Tensor, steps: int, eps: float = 1e-12) -> tuple[Tensor, Tensor, Tensor]:
     """An estimate of ``‖A‖₂`` that errs low, and the singular vectors found.
 
-    Each step is ``v = Aᵀ u / ‖Aᵀ u‖``, ``u = A v / ‖A v‖``; the estimate is ``uᵀ A v``. Starting from the vectors of the
-    step before, few steps follow a slowly changing matrix. The estimate's derivative is the exact ``u vᵀ`` of a simple
-    largest singular value, with ``u`` and ``v`` held fixed. To certify, use an upper bound.
+    Each step is ``v = Aᵀ u / ‖Aᵀ u‖``, ``u = A v / ‖A v‖``; the estimate is ``uᵀ A v``. Starting from the vectors of
+    the step before, few steps follow a slowly changing matrix. The estimate's derivative is the exact ``u vᵀ`` of a
+    simple largest singular value, with ``u`` and ``v`` held fixed. To certify, use an upper bound.
 
     Args:
         matrix: ``(..., m, n)``.

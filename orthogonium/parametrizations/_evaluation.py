@@ -1,9 +1,9 @@
 """Weights computed once, handed out many times: the bookkeeping between a free tensor and its readers.
 
 An `Evaluation` is the weights made from one state of one or several free tensors. Readers that need no gradient get the
-values; the others share one autograd node, whose backward pass goes through a private graph from the free tensors to the
-weights. That graph is freed after use like any other, and made again from the same free tensors when it is needed once more
-(a second loss on the same forward pass, or evaluation mode, where none is kept).
+values; the others share one autograd node, whose backward pass goes through a private graph from the free tensors to
+the weights. That graph is freed after use like any other, and made again from the same free tensors when it is needed
+once more (a second loss on the same forward pass, or evaluation mode, where none is kept).
 """
 
 from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ class _Pullback:
 
 
 def _unhooked() -> Any:
-    """Keep the private graph's tensors from hooks such as those of activation checkpointing, which count saved tensors."""
+    """Keep the private graph from hooks that count saved tensors, such as those of activation checkpointing."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), lambda t: t)
@@ -122,18 +122,23 @@ class Evaluation:
                     self._values = [value.detach() for value in compute(flat)]
         self._value_versions = [value._version for value in self._values]
 
-    def is_current(self, position: int, originals: Sequence[Tensor]) -> bool:
-        """Whether the weight at ``position`` was made from ``originals`` as they are now, and is untouched itself."""
+    def is_current(self, position: int, originals: Sequence[Tensor], alias: bool = False) -> bool:
+        """Whether the weight at ``position`` was made from ``originals`` as they are now, and is untouched itself.
+
+        ``alias``: other tensors over the same memory will do, as compiled code passes them; not where gradients flow.
+        """
         kept = self._pullback
-        return self._values[position]._version == self._value_versions[position] and all(
-            kept.originals[j] is original
-            and kept.versions[j] == original._version
-            and self._addresses[j] == original.data_ptr()
-            for j, original in zip(kept.spans[position], originals, strict=True)
-        )
+        if self._values[position]._version != self._value_versions[position]:
+            return False
+        for j, original in zip(kept.spans[position], originals, strict=True):
+            mine = kept.originals[j]
+            same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
+            if not same or kept.versions[j] != original._version or self._addresses[j] != original.data_ptr():
+                return False
+        return True
 
     def serves_training(self, position: int) -> bool:
-        """Whether the weight at ``position`` belongs to the forward pass under way: not yet read, or not yet differentiated."""
+        """Whether this weight belongs to the forward pass under way: not yet read, or not yet differentiated."""
         if position in self._unread:
             return True
         return torch.is_grad_enabled() and self._shared is not None and not self._pullback.used

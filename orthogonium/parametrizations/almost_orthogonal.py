@@ -14,11 +14,12 @@ _PERRON_STEPS = 200
 class AlmostOrthogonalKernel(nn.Module):
     """``K D`` with ``D`` diagonal over channels: ``D_i = (Σ_j Σ_t |(Kᵀ K)_ij[t]|)^(−1/2)``.
 
-    The norm is at most one under zero and circular padding, with any stride and dilation, whatever ``K``. The channels are
-    the inputs', or the outputs' with ``K Kᵀ`` where those are fewer. An orthogonal kernel stays as it is.
+    The norm is at most one under zero and circular padding, with any stride and dilation, whatever ``K``. The channels
+    are the inputs', or the outputs' with ``K Kᵀ`` where those are fewer. An orthogonal kernel stays as it is.
 
-    A weight can be assigned: with ``c`` the Perron vector of ``Σ_t |Kᵀ K|[t]`` and ``ρ`` its root, the free kernel ``K c`` gives
-    ``K / √ρ``. So every weight that this hook returns comes back unchanged, and any other is scaled to the same form.
+    A weight can be assigned: with ``c`` the Perron vector of ``Σ_t |Kᵀ K|[t]`` and ``ρ`` its root, the free kernel ``K
+    c`` gives ``K / √ρ``. So every weight that this hook returns comes back unchanged, and any other is scaled to the
+    same form.
 
     Args:
         groups: of the convolution.

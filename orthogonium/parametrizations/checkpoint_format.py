@@ -1,4 +1,4 @@
-"""What a stored free tensor means: a number in each checkpoint, so that one preset's checkpoint loads into another's layer."""
+"""What a stored free tensor means: a number in each checkpoint lets one preset's load into another's layer."""
 
 from torch import Tensor, nn
 

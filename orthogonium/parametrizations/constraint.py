@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orthogonium._version import __version__
 from orthogonium.linalg import NonFiniteError
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
+
+# where torch cannot tell, every traced program might be an exported one
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
+_numbers = itertools.count()
+_enrolled: weakref.WeakValueDictionary[int, Constraint] = weakref.WeakValueDictionary()
 
 
 class Constraint(nn.Module):
@@ -22,7 +29,9 @@ class Constraint(nn.Module):
     - In evaluation mode once, until the free tensor changes (in-place operations of torch are noticed; writes through
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
-    - Inside ``torch.compile``, ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at each reading.
+    - Compiled evaluation without gradients looks the remembered weight up at run time, and copies it.
+    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at
+      each reading.
 
     A normaliser in front of a scale-invariant orthogonaliser changes neither weight nor gradient, and is not run.
 
@@ -32,15 +41,20 @@ class Constraint(nn.Module):
         label: what error messages call the weight.
 
     Raises:
-        NonFiniteError: (a ``ValueError``) when the free tensor holds NaN or Inf. On a CPU at once. On a GPU, which must not
-            be waited for, an orthogonaliser that reads numbers back finds it at once and the others let NaN through.
+        NonFiniteError: (a ``ValueError``) when the free tensor holds NaN or Inf. On a CPU at once. On a GPU, which must
+            not be waited for, an orthogonaliser that reads numbers back finds it at once and the others let NaN through.
     """
 
     def __init__(self, normalizer: nn.Module, orthogonalizer: nn.Module, label: str = "weight") -> None:
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
         self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
-        self._group: weakref.ref[Any] | None = None
+        self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
+        self._enrol()
+
+    def _enrol(self) -> None:
+        self._number = next(_numbers)
+        _enrolled[self._number] = self
 
     @property
     def _normalizes(self) -> bool:
@@ -53,20 +67,28 @@ class Constraint(nn.Module):
     def forward(self, *originals: Tensor) -> Tensor:
         try:
             if any(_must_recompute(original) for original in originals):
+                if not self.training and _compiles_without_gradient(originals):
+                    return _remembered(list(originals), self._number, list(self._weight_shape(originals[0])))
                 return self.compute(*originals)
             evaluation, position = self._current(originals)
             return evaluation.weight(position)
         except NonFiniteError as error:
-            text = str(error).removeprefix("matrix ").removeprefix("weight ")
-            raise NonFiniteError(f"{self.label} {text}") from None
+            raise self._named(error) from None
 
-    def _current(self, originals: Sequence[Tensor]) -> tuple[Evaluation, int]:
+    def _named(self, error: NonFiniteError) -> NonFiniteError:
+        text = str(error).removeprefix("matrix ").removeprefix("weight ")
+        return NonFiniteError(f"{self.label} {text}")
+
+    def _weight_shape(self, original: Tensor) -> tuple[int, ...]:
+        plan = getattr(self.orthogonalizer, "plan", None)
+        return tuple(original.shape) if plan is None else tuple(plan.weight_shape)
+
+    def _current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
             evaluation, position = self._evaluation
-            if evaluation.is_current(position, originals) and self._may_reuse(evaluation, position):
+            if evaluation.is_current(position, originals, alias) and self._may_reuse(evaluation, position):
                 return self._evaluation
-        group = self._group() if self._group is not None else None
-        if group is None or not group.evaluate(self, originals):
+        if self._group is None or not self._group.evaluate(self, originals):
             normalizer = self.normalizer if self._normalizes else None
             orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
@@ -92,10 +114,13 @@ class Constraint(nn.Module):
     def right_inverse(self, weight: Tensor) -> Any:
         self._evaluation = None
         with torch.no_grad():
-            free = _inverse(self.orthogonalizer, weight)
-            if isinstance(free, tuple):
-                return (_inverse(self.normalizer, free[0]), *free[1:])
-            return _inverse(self.normalizer, free)
+            try:
+                free = _inverse(self.orthogonalizer, weight)
+                if isinstance(free, tuple):
+                    return (_inverse(self.normalizer, free[0]), *free[1:])
+                return _inverse(self.normalizer, free)
+            except NonFiniteError as error:
+                raise self._named(error) from None
 
     def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
         """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
@@ -127,6 +152,10 @@ class Constraint(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_evaluation": None, "_group": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._enrol()
+
 
 def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, originals: Sequence[Tensor]) -> Tensor:
     first = originals[0] if normalizer is None else normalizer(originals[0])
@@ -149,3 +178,23 @@ def _must_recompute(original: Tensor) -> bool:
         or original.is_meta
         or original.is_inference()
     )
+
+
+def _compiles_without_gradient(originals: Sequence[Tensor]) -> bool:
+    """Whether compiled code, not an exported program that outlives this process, reads the weight for its value."""
+    if not torch.compiler.is_compiling() or _is_exporting():
+        return False
+    return not (torch.is_grad_enabled() and any(original.requires_grad for original in originals))
+
+
+@torch.library.custom_op(f"orthogonium_{__version__.replace('.', '_')}::remembered", mutates_args=())
+def _remembered(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
+    """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
+    evaluation, position = _enrolled[number]._current(originals, alias=True)
+    with torch.no_grad():
+        return evaluation.weight(position).clone()
+
+
+@_remembered.register_fake
+def _(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
+    return originals[0].new_empty(shape)

@@ -24,7 +24,7 @@ class _Group:
         members: list[tuple[Constraint, Tensor]] = []
         for owner_ref, constraint_ref in self._members:
             owner, constraint = owner_ref(), constraint_ref()
-            if owner is None or constraint is None:
+            if owner is None or constraint is None or not isinstance(owner.original, Tensor):
                 return False
             free = owner.original
             assert isinstance(free, Tensor)
@@ -70,7 +70,7 @@ class FusedConstraints:
         self._constraints = [[c for _, c in members] for members in found.values() if len(members) > 1]
         for group, constraints in zip(self._groups, self._constraints, strict=True):
             for constraint in constraints:
-                constraint._group = weakref.ref(group)
+                constraint._group = group
 
     @property
     def sizes(self) -> list[int]:

@@ -18,9 +18,10 @@ class KernelPlan:
     """How a kernel is composed: a matrix, reshaped to the *core* kernel, and two-tap kernels ``[U Uᵀ, I − U Uᵀ]``.
 
     The core is as large as the stride, so that its windows tile the image and a semi-orthogonal matrix is all it needs.
-    The taps act at stride one on ``middle`` channels: before the core ("in" side), or after it ("out" side) when the core is
-    1×1 and adds channels. With more outputs than the core's windows hold inputs, there are ``middle = out // Π core``
-    channels, of which the first ``in`` are fed: an isometry all along, never a contraction followed by an expansion.
+    The taps act at stride one on ``middle`` channels: before the core ("in" side), or after it ("out" side) when the
+    core is 1×1 and adds channels. With more outputs than the core's windows hold inputs, there are ``middle = out // Π
+    core`` channels, of which the first ``in`` are fed: an isometry all along, never a contraction followed by an
+    expansion.
 
     Args:
         out_channels, in_channels: of one group.
@@ -115,9 +116,7 @@ class KernelPlan:
                 kernel = kernel.narrow(dim, 1 if from_core % 2 == 0 else 0, length - 1)
                 continue
             first, last = kernel.narrow(dim, 0, 1).flatten(2), kernel.narrow(dim, length - 1, 1).flatten(2)
-            frame = torch.linalg.eigh(first @ first.mT - last @ last.mT).eigenvectors[
-                ..., -(self.middle // 2) :
-            ]
+            frame = torch.linalg.eigh(first @ first.mT - last @ last.mT).eigenvectors[..., -(self.middle // 2) :]
             found.append(frame)
             near, far = kernel.narrow(dim, 0, length - 1), kernel.narrow(dim, 1, length - 1)
             kernel = far + (frame @ (frame.mT @ (near - far).flatten(2))).view_as(far)
@@ -131,7 +130,8 @@ class OrthogonalKernel(nn.Module):
     """Free tensors to an orthogonal kernel: the hook behind the orthogonal convolutions.
 
     The free matrix goes through ``matrix_hook``, the preset's orthogonaliser. The free frames are orthogonalised in one
-    batch by verified Cholesky whatever the preset, since the kernel depends on their span alone, which every method keeps.
+    batch by verified Cholesky whatever the preset, since the kernel depends on their span alone, which every method
+    keeps.
 
     Args:
         plan: how the kernel is composed.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from orthogonium._checks import check_floating, check_weight_shape
+from orthogonium._checks import check_floating, check_same_shape, check_weight_shape
 from orthogonium.linalg import in_working_precision, power_iteration
 
 
@@ -26,6 +26,7 @@ class BatchedIdentity(nn.Module):
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        check_same_shape("weight", weight, self.weight_shape)
         return weight
 
 

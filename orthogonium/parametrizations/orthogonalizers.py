@@ -1,8 +1,9 @@
 """From a free matrix to an orthogonal one: the ``Batched*Orthogonalization`` hooks, thin over ``orthogonium.linalg``.
 
 All of them return a matrix with orthonormal rows or columns, whichever are fewer, to rounding and from every finite
-input. *Polar-type* ones (Björck, polar, SVD) return the nearest such matrix, *Gram–Schmidt* ones (Cholesky, QR) the triangular
-factor's partner, *skew* ones (exponential, Cayley) turn a base frame. ``scale_invariant`` ones need no normaliser.
+input. *Polar-type* ones (Björck, polar, SVD) return the nearest such matrix, *Gram–Schmidt* ones (Cholesky, QR) the
+triangular factor's partner, *skew* ones (exponential, Cayley) turn a base frame. ``scale_invariant`` ones need no
+normaliser.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from orthogonium._checks import check_floating, check_weight_shape
+from orthogonium._checks import check_floating, check_same_shape, check_weight_shape
 from orthogonium.linalg import (
     cholesky_orthogonalize,
     in_working_precision,
@@ -54,6 +55,7 @@ class Orthogonalization(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """A free matrix that gives ``weight`` back, or the nearest orthogonal matrix to it."""
+        check_same_shape("weight", weight, self.weight_shape)
         return _nearest(weight)
 
     def extra_repr(self) -> str:
@@ -91,14 +93,16 @@ class BatchedSVDOrthogonalization(Orthogonalization):
 class BatchedBjorckOrthogonalization(Orthogonalization):
     """The fixed point of the Björck iteration ``X → (1 + β) X − β X Xᵀ X``, which is the nearest orthogonal matrix.
 
-    Every β in (0, 1) has that fixed point; it is reached through :func:`orthogonium.linalg.polar` instead of step by step, and
-    its exact derivative does not depend on the path.
+    Every β in (0, 1) has that fixed point; it is reached through :func:`orthogonium.linalg.polar` instead of step by
+    step, and its exact derivative does not depend on the path.
 
     Args:
         weight_shape: ``(..., m, n)``.
         beta: step of the iteration, in (0, 1). Matters to ``pass_through`` alone.
-        niters: the budget: the products of this many steps may be spent on polynomials before a factorisation is preferred.
-        pass_through: a cheaper, approximate derivative that stores nothing but the weight: the one that ``niters`` steps
+        niters: the budget: the products of this many steps may be spent on polynomials before a factorisation is
+        preferred.
+        pass_through: a cheaper, approximate derivative that stores nothing but the weight: the one that ``niters``
+        steps
             have at their fixed point. Exact near orthogonal matrices for ``beta=0.5``, poor for ill-conditioned ones.
 
     Raises:
@@ -154,8 +158,8 @@ class BatchedQROrthogonalization(Orthogonalization):
 class _SkewOrthogonalization(Orthogonalization):
     """A base frame turned by a skew matrix that the free matrix spans.
 
-    The base is the buffer ``base``: the identity's first rows or columns, until a weight is assigned, which then becomes the
-    base, and the free matrix zero. A square weight keeps the sign of its base's determinant.
+    The base is the buffer ``base``: the identity's first rows or columns, until a weight is assigned, which then
+    becomes the base, and the free matrix zero. A square weight keeps the sign of its base's determinant.
     """
 
     scale_invariant = False
@@ -191,6 +195,7 @@ class _SkewOrthogonalization(Orthogonalization):
         self._restore_base()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        check_same_shape("weight", weight, self.weight_shape)
         with torch.no_grad():
             self.base = _nearest(weight).detach().clone()
         return torch.zeros_like(weight)
@@ -201,7 +206,8 @@ class BatchedExponentialOrthogonalization(_SkewOrthogonalization):
 
     Args:
         weight_shape: ``(..., m, n)``.
-        niters: squarings of scaling and squaring before the eigenvectors of ``A`` are preferred; 7 go up to ``‖A‖₂ ≈ 80`` in
+        niters: squarings of scaling and squaring before the eigenvectors of ``A`` are preferred; 7 go up to ``‖A‖₂ ≈
+        80`` in
             float32.
 
     Raises:

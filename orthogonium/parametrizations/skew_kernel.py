@@ -1,4 +1,4 @@
-"""Skew kernels of bounded norm, whose exponential is an orthogonal convolution with every channel count, one included."""
+"""Skew kernels of bounded norm, whose exponential is an orthogonal convolution for any number of channels."""
 
 from math import prod
 

@@ -63,15 +63,11 @@ def load_tensors(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tens
                 _check_shape(path, name, file.get_slice(name).get_shape(), list(expected.shape))
             tensors = {name: file.get_tensor(name) for name in like}
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors, it may be cut short: {error}"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as safetensors, it may be cut short: {error}") from error
     extra = header["extra"]
     for name, expected in like.items():
         if tensors[name].dtype != expected.dtype:
-            raise CheckpointError(
-                f"{path}: {name} has type {tensors[name].dtype}, the model has {expected.dtype}"
-            )
+            raise CheckpointError(f"{path}: {name} has type {tensors[name].dtype}, the model has {expected.dtype}")
     if _checksum(tensors, extra) != header["sha256"]:
         raise CheckpointError(f"{path} is damaged: its checksum does not match its content. Restore a copy")
     for name, tensor in tensors.items():
@@ -109,9 +105,7 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         header = json.loads(metadata[_KEY])
         version, checksum, extra = header["format_version"], header["sha256"], header["extra"]
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise CheckpointError(
-            f"{path} was not written by orthogonium: its metadata name no such format"
-        ) from None
+        raise CheckpointError(f"{path} was not written by orthogonium: its metadata name no such format") from None
     if version != _FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}, this version reads {_FORMAT_VERSION}")
     if not isinstance(extra, dict):
@@ -122,13 +116,9 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
     if found != expected:
         missing, unknown = sorted(expected - found), sorted(found - expected)
-        raise CheckpointError(
-            f"{path} is for another model: it misses {missing[:3]} and has unknown {unknown[:3]}"
-        )
+        raise CheckpointError(f"{path} is for another model: it misses {missing[:3]} and has unknown {unknown[:3]}")
 
 
 def _check_shape(path: Path, name: str, found: list[int], expected: list[int]) -> None:
     if found != expected:
-        raise CheckpointError(
-            f"{path} is for another model: {name} has shape {found}, the model has {expected}"
-        )
+        raise CheckpointError(f"{path} is for another model: {name} has shape {found}, the model has {expected}")

@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from orthogonium.models import lipschitz_mlp
+from orthogonium.models import lipschitz_cnn, lipschitz_mlp
 from orthogonium.reparametrizers import PRESETS
 from orthogonium.training.data import CLASSES, FEATURES
 
-MODELS = {"mlp": lipschitz_mlp}
+MODELS = {"mlp": lipschitz_mlp, "cnn": lipschitz_cnn}
 # Chosen on validation splits of the training part. An offset of √2 r aims at the certified radius r:
 # 0.7 and 1.0 here.
 RECIPES: dict[str, dict[str, float]] = {
@@ -84,14 +84,10 @@ class TrainConfig:
         fields = {field.name for field in dataclasses.fields(cls)}
         version = values.get("format_version")
         if version != _FORMAT_VERSION:
-            raise ValueError(
-                f"the config has format_version {version!r}, but this version reads {_FORMAT_VERSION}"
-            )
+            raise ValueError(f"the config has format_version {version!r}, but this version reads {_FORMAT_VERSION}")
         given = set(values) - {"format_version"}
         if given != fields:
-            raise ValueError(
-                f"the config misses {sorted(fields - given)} and has unknown {sorted(given - fields)}"
-            )
+            raise ValueError(f"the config misses {sorted(fields - given)} and has unknown {sorted(given - fields)}")
         return cls(**{name: values[name] for name in fields})
 
 

@@ -27,8 +27,6 @@ def layer_spectra(model: nn.Module) -> list[LayerSpectrum]:
                 weight = module.weight.detach().cpu()
             rows, columns = weight.shape
             spectra.append(
-                LayerSpectrum(
-                    path, (rows, columns), singular_values(weight), float(orthogonality_defect(weight))
-                )
+                LayerSpectrum(path, (rows, columns), singular_values(weight), float(orthogonality_defect(weight)))
             )
     return spectra

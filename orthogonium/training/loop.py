@@ -57,9 +57,7 @@ class Trainer:
         self.model, self.config, self.split = model, config, split
         self.loss = MarginCrossEntropy(config.temperature, config.offset)
         self.parameters = dict(model.named_parameters())
-        self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=config.learning_rate, betas=(0.9, 0.99)
-        )
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate, betas=(0.9, 0.99))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.batch_size = min(config.batch_size, len(split.x_train))
         self.history: list[EpochRecord] = []

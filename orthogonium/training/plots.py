@@ -65,9 +65,7 @@ def plot_certified_accuracy(
         if attacked:
             x = sorted(attacked)
             y = [100 * attacked[r] for r in x]
-            axes.plot(
-                x, y, color=_ORANGE, marker="o", markersize=4, label="empirical: correct under the PGD attack"
-            )
+            axes.plot(x, y, color=_ORANGE, marker="o", markersize=4, label="empirical: correct under the PGD attack")
             between = torch.tensor([float(percent[int((radii <= r).sum()) - 1]) for r in x])
             axes.fill_between(x, between, y, color=_GREY, alpha=0.08, linewidth=0)
         for radius in marked:
@@ -75,8 +73,8 @@ def plot_certified_accuracy(
             axes.plot([radius], [height], "o", color=_BLUE, markersize=6, zorder=5)
             if radius < 0.15:  # under the curve, towards the origin but not over the axis
                 shift, side, level = (0, -8), "center", "top"
-            elif height > 12:
-                shift, side, level = (-5, -5), "right", "top"
+            elif height > 12:  # lower where the curve is flat, so as to clear the label before
+                shift, side, level = (-5, -12 if height > 85 else -5), "right", "top"
             else:
                 shift, side, level = (-8, -3), "right", "center"
             axes.annotate(
@@ -105,9 +103,7 @@ def plot_training(path: Path, history: Sequence[EpochRecord], evaluated_on: str)
             right.plot(epochs, [100 * (1 - v) for v in values], color=colour, linestyle=style, label=name)
         right.set_yscale("symlog", linthresh=1.0)
         right.set_ylim(0, 100)
-        right.set_yticks(
-            [0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"]
-        )
+        right.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"])
         right.set(title="Errors", xlabel="epoch", ylabel="misclassified (%)")
         right.legend(loc="upper right")
 

@@ -37,16 +37,13 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise RunFolderError(
-                    f"{path} is not empty and stays as it is. "
-                    f"Choose another --out, or --resume an interrupted run"
+                    f"{path} is not empty and stays as it is. Choose another --out, or --resume an interrupted run"
                 )
             probe = path / ".writable"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise RunFolderError(
-                f"{path} cannot be written: {error.strerror}. Choose another --out"
-            ) from error
+            raise RunFolderError(f"{path} cannot be written: {error.strerror}. Choose another --out") from error
         return cls(path)
 
     @classmethod
@@ -58,9 +55,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.config.is_file():
-            raise RunFolderError(
-                f"{path} is not a run folder: it has no config.json. Make one with `train --out`"
-            )
+            raise RunFolderError(f"{path} is not a run folder: it has no config.json. Make one with `train --out`")
         return folder
 
     def read_config(self) -> TrainConfig:

@@ -37,9 +37,7 @@ def test_stays_in_the_ball_for_images_and_leaves_the_model_alone(dtype):
     labels = model(x).argmax(1)
     found = attack(model, x, labels, eps=0.3, steps=10, restarts=3)
     assert found.adversarial.shape == x.shape
-    assert (
-        (found.adversarial.double() - x.double()).flatten(1).norm(dim=1) <= 0.3 + torch.finfo(dtype).eps
-    ).all()
+    assert ((found.adversarial.double() - x.double()).flatten(1).norm(dim=1) <= 0.3 + torch.finfo(dtype).eps).all()
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(model(found.adversarial).argmax(1) != labels, found.success)
 

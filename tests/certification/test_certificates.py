@@ -47,9 +47,7 @@ def test_a_constant_below_one_in_front_enlarges_the_radius():
 
 def test_without_a_last_linear_layer_the_factor_is_root_two():
     model = nn.Sequential(linear([[1.0, 0.0], [0.0, 1.0]]), nn.Identity()).eval()
-    assert certify(model, torch.tensor([[1.0, 0.0]])).radius.item() == pytest.approx(
-        1 / math.sqrt(2), rel=1e-7
-    )
+    assert certify(model, torch.tensor([[1.0, 0.0]])).radius.item() == pytest.approx(1 / math.sqrt(2), rel=1e-7)
 
 
 def test_ties_nan_and_infinities_have_radius_zero():

@@ -32,11 +32,7 @@ def test_an_orthogonal_network_has_a_bound_just_above_one():
 
 def test_bound_is_not_below_any_observed_slope():
     torch.manual_seed(0)
-    model = (
-        nn.Sequential(nn.Linear(5, 8), GroupSort(4), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-        .double()
-        .eval()
-    )
+    model = nn.Sequential(nn.Linear(5, 8), GroupSort(4), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
     bound = lipschitz_product(model).bound
     x, y = torch.randn(2, 500, 5, dtype=torch.float64)
     slopes = (model(x) - model(y)).norm(dim=1) / (x - y).norm(dim=1)
@@ -55,9 +51,7 @@ class Doubling(nn.Linear):
         return 2 * super().forward(x)
 
 
-@pytest.mark.parametrize(
-    "stranger", [nn.Sigmoid(), nn.LayerNorm(4), Doubling(4, 4), nn.Conv2d(1, 1, 1)], ids=repr
-)
+@pytest.mark.parametrize("stranger", [nn.Sigmoid(), nn.LayerNorm(4), Doubling(4, 4), nn.Conv2d(1, 1, 1)], ids=repr)
 def test_an_unknown_module_is_refused_by_path(stranger):
     model = nn.Sequential(nn.Identity(), nn.Sequential(OrthoLinear(4, 4), stranger)).eval()
     with pytest.raises(TypeError, match=rf"1\.1 is a {type(stranger).__name__}"):

@@ -55,9 +55,7 @@ def test_a_wrong_eigenvalue_solver_cannot_make_it_wrong(monkeypatch, factor):
 
 
 def test_orthogonal_matrices_are_bounded_to_rounding():
-    q, _ = torch.linalg.qr(
-        torch.randn(80, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    )
+    q, _ = torch.linalg.qr(torch.randn(80, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     assert 1 - 1e-12 <= _norm_upper_bound(q) <= 1 + 1e-7
 
 

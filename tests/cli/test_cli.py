@@ -157,9 +157,7 @@ def test_resume_refuses_other_options_and_finished_runs(run, capsys):
     assert "--width 32 differs from the run's 16" in failure(
         capsys, ["train", "--resume", "--out", run, "--width", 32], 2
     )
-    assert "--temperature 16.0 differs" in failure(
-        capsys, ["train", "--resume", "--out", run, "--recipe", "radius"], 2
-    )
+    assert "--temperature 16.0 differs" in failure(capsys, ["train", "--resume", "--out", run, "--recipe", "radius"], 2)
     assert "nothing to resume" in failure(capsys, ["train", "--resume", "--out", run], 2)
     assert "not a run folder" in failure(capsys, ["train", "--resume", "--out", run / "none"], 1)
 
@@ -232,9 +230,7 @@ def test_damaged_runs_are_refused(run, capsys, command):
 
 
 def test_certify_checks_its_options(run, capsys):
-    assert "--radii must be finite and above 0, got -1.0" in failure(
-        capsys, ["certify", run, "--radii", "-1"], 2
-    )
+    assert "--radii must be finite and above 0, got -1.0" in failure(capsys, ["certify", run, "--radii", "-1"], 2)
     assert "--steps must be at least 1, got 0" in failure(capsys, ["certify", run, "--steps", "0"], 2)
 
 
@@ -242,7 +238,7 @@ def test_a_missing_extra_is_named(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.table", None)
     message = failure(capsys, ["inspect", run], 1)
     assert "rich.table is not installed" in message
-    assert "pip install 'orthogonium[demo]'" in message
+    assert "pip install -e '.[demo]'" in message
 
 
 def test_too_little_memory_is_said(run, capsys, monkeypatch):

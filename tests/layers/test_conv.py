@@ -70,18 +70,14 @@ def test_operator_is_the_definition(dims, mode, padding):
 )
 def test_transposed_is_the_adjoint(k, s, d, padding, mode):
     torch.manual_seed(0)
-    transposed = og.OrthoConvTranspose2d(
-        6, 4, k, stride=s, dilation=d, padding=padding, padding_mode=mode, bias=False
-    )
+    transposed = og.OrthoConvTranspose2d(6, 4, k, stride=s, dilation=d, padding=padding, padding_mode=mode, bias=False)
     there = og.OrthoConv2d(4, 6, k, stride=s, dilation=d, padding=padding, padding_mode=mode, bias=False)
     there.weight = transposed.weight.detach()
     windows = (3, 4)
     sides = transposed(torch.zeros(1, 6, *windows)).shape[2:]
     if padding == "same":
         assert tuple(sides) == tuple(n * s for n in windows)
-    assert_close(
-        materialise(transposed, windows), materialise(there, tuple(sides)).T, rtol=0, atol=rounding(there)
-    )
+    assert_close(materialise(transposed, windows), materialise(there, tuple(sides)).T, rtol=0, atol=rounding(there))
 
 
 def test_output_size_chooses_among_the_sides():
@@ -156,9 +152,7 @@ def test_compile_export_and_functional_call(make):
     assert_close(torch.export.export(layer.eval(), (X,)).module()(X), y)
     state = dict(layer.named_parameters()) | dict(layer.named_buffers())
     assert_close(functional_call(layer, state, (X,)), y)
-    gradient = torch.func.grad(lambda s: functional_call(layer, s, (X,)).sin().sum())(
-        dict(layer.named_parameters())
-    )
+    gradient = torch.func.grad(lambda s: functional_call(layer, s, (X,)).sin().sum())(dict(layer.named_parameters()))
     assert_close(list(gradient.values()), list(reference), rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Every convolution that can be built keeps its bound: at the start, after training at a large rate, and from any raw tensors."""
+"""Every convolution that can be built keeps its bound: at the start, after training, and from any raw tensors."""
 
 import os
 import re
@@ -83,9 +83,7 @@ def train(layer, sides, steps=100, rate=5.0):
         optimizer.step()
 
 
-@settings(
-    max_examples=DRAWS, deadline=None, derandomize=DRAWS <= 200, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=DRAWS, deadline=None, derandomize=DRAWS <= 200, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_either_a_documented_error_or_the_bound(case):
     name, arguments, sides, seed = case
@@ -94,7 +92,8 @@ def test_either_a_documented_error_or_the_bound(case):
         layer = getattr(layers, name)(**arguments)
         layer(torch.zeros(1, layer.in_channels, *sides, dtype=layer.weight.dtype))
     except ValueError as error:
-        assert DOCUMENTED.search(str(error)), error
+        if not DOCUMENTED.search(str(error)):
+            raise
         return
     check_bound(layer, sides, "at the start")
     train(layer, sides)
@@ -154,19 +153,19 @@ def test_named_cases(case, dtype):
 
 
 REFUSED = {
-    "k3 s2 padding 1 on 7x7": (dict(stride=2, padding=1), (4, 4, 3), (7, 7), "4 windows that overlap"),
-    "k7 s2 padding 3 on 9x9": (dict(stride=2, padding=3), (4, 4, 7), (9, 9), "5 windows that overlap"),
-    "padding 3 for k3": (dict(padding=3), (4, 4, 3), None, r"at most 2 in total"),
-    "reflect": (dict(padding_mode="reflect"), (4, 4, 3), None, "reflect"),
-    "replicate": (dict(padding_mode="replicate"), (4, 4, 3), None, "replicate"),
-    "unknown mode": (dict(padding_mode="mirror"), (4, 4, 3), None, "mirror"),
-    "1x1 stride 2 with too many outputs": (dict(stride=2), (4, 8, 1), None, "room for 4 channels"),
-    "dilation and stride share a factor": (dict(stride=2, dilation=2), (4, 4, 3), None, "share the factor 2"),
-    "groups": (dict(groups=3), (4, 6, 3), None, "groups=3 must divide in_channels=4 .*: 1, 2"),
-    "image smaller than padding": (dict(), (4, 4, 5), (1, 1), "wraps around more than once"),
-    "image smaller than the kernel": (dict(padding="valid"), (4, 4, 5), (3, 3), "no window of length 5"),
-    "channels": (dict(), (0, 4, 3), None, "in_channels must be at least 1"),
-    "kernel": (dict(), (4, 4, (3, 3, 3)), None, "kernel_size must have 2 entries"),
+    "k3 s2 padding 1 on 7x7": ({"stride": 2, "padding": 1}, (4, 4, 3), (7, 7), "4 windows that overlap"),
+    "k7 s2 padding 3 on 9x9": ({"stride": 2, "padding": 3}, (4, 4, 7), (9, 9), "5 windows that overlap"),
+    "padding 3 for k3": ({"padding": 3}, (4, 4, 3), None, r"at most 2 in total"),
+    "reflect": ({"padding_mode": "reflect"}, (4, 4, 3), None, "reflect"),
+    "replicate": ({"padding_mode": "replicate"}, (4, 4, 3), None, "replicate"),
+    "unknown mode": ({"padding_mode": "mirror"}, (4, 4, 3), None, "mirror"),
+    "1x1 stride 2 with too many outputs": ({"stride": 2}, (4, 8, 1), None, "room for 4 channels"),
+    "dilation and stride share a factor": ({"stride": 2, "dilation": 2}, (4, 4, 3), None, "share the factor 2"),
+    "groups": ({"groups": 3}, (4, 6, 3), None, "groups=3 must divide in_channels=4 .*: 1, 2"),
+    "image smaller than padding": ({}, (4, 4, 5), (1, 1), "wraps around more than once"),
+    "image smaller than the kernel": ({"padding": "valid"}, (4, 4, 5), (3, 3), "no window of length 5"),
+    "channels": ({}, (0, 4, 3), None, "in_channels must be at least 1"),
+    "kernel": ({}, (4, 4, (3, 3, 3)), None, "kernel_size must have 2 entries"),
 }
 
 

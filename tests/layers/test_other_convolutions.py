@@ -107,9 +107,7 @@ def test_a_skew_kernel_within_the_bound_comes_back():
     assert_close(layer.weight, weight)
 
 
-@pytest.mark.parametrize(
-    "case", [*list(AOL.values())[:1], AOL["transposed"], *list(SKEW.values())[:2]], ids=str
-)
+@pytest.mark.parametrize("case", [*list(AOL.values())[:1], AOL["transposed"], *list(SKEW.values())[:2]], ids=str)
 def test_life_cycle(case):
     name, sizes, keywords, sides = case
     layer = getattr(layers, name)(*sizes, **keywords)

@@ -39,9 +39,7 @@ def test_spectrum_is_that_of_the_operator(case):
     matrix = explicit(layer.weight, sides, layer.stride, layer.dilation, pads, circular, layer.groups)
     values = singular_values(layer, (layer.in_channels, *sides))
     assert_close(values, torch.linalg.svdvals(matrix)[: len(values)], rtol=0, atol=1e-13)
-    assert_close(
-        singular_values(layer, (1, layer.in_channels, *sides), count=2), values[:2], rtol=0, atol=1e-13
-    )
+    assert_close(singular_values(layer, (1, layer.in_channels, *sides), count=2), values[:2], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("mode", ["circular", "zeros"])

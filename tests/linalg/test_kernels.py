@@ -41,7 +41,7 @@ def test_adjoint_and_identity():
 
 def dense_taps(start, frames, axes):
     """With projectors formed and composed by the general rule."""
-    groups, c, *sides, n = start.shape
+    groups, c, *sides, _ = start.shape
     kernels = []
     for g in range(groups):
         kernel = start[g].movedim(-1, 1)

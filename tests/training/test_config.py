@@ -21,8 +21,7 @@ def test_a_model_depends_on_the_seed_alone_and_leaves_the_global_state():
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert any(
-        not torch.equal(a, b)
-        for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
+        not torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
     )
 
 

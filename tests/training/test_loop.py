@@ -22,9 +22,7 @@ def trainer(split, config=CONFIG):
 
 
 def same_weights(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_it_learns(split):
@@ -90,14 +88,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(s
         if record.epoch == 2:
             poisoned.x_train.fill_(float("nan"))
 
-    with pytest.raises(
-        TrainingDiverged, match=r"became nan in epoch 3, step 1\. Try a learning rate below 0\.02"
-    ):
+    with pytest.raises(TrainingDiverged, match=r"became nan in epoch 3, step 1\. Try a learning rate below 0\.02"):
         run.run(poison)
     assert run.snapshot.epoch == 2
-    assert all(
-        torch.isfinite(tensor).all() for tensor in run.snapshot.model.values() if tensor.is_floating_point()
-    )
+    assert all(torch.isfinite(tensor).all() for tensor in run.snapshot.model.values() if tensor.is_floating_point())
 
 
 def test_a_snapshot_of_another_run_is_refused(split, tmp_path):

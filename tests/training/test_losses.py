@@ -18,9 +18,7 @@ def test_margin_cross_entropy_against_the_formula():
 
 def test_offset_moves_where_the_loss_is_balanced():
     logits = torch.tensor([[0.7, 0.0]])
-    assert MarginCrossEntropy(10, 0.7)(logits, torch.tensor([0])).item() == pytest.approx(
-        math.log(2), rel=1e-5
-    )
+    assert MarginCrossEntropy(10, 0.7)(logits, torch.tensor([0])).item() == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_hinge_against_the_formula_and_zero_beyond_the_margin():
