@@ -164,8 +164,8 @@ def defect(path: str, stride: int) -> float:
 
 def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
     print(
-        f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer "
-        f"ms':>9}{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
+        f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}"
+        f"{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
     )
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
@@ -183,9 +183,7 @@ def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
                 else:
                     line += f"{'–':>9}{'–':>7}{'–':>6}"
                 line += f"{defect(f'{folder}/ours.pt', s):10.1e}"
-                print(
-                    line + (f"{defect(f'{folder}/peer.pt', s):10.1e}" if peer is not None else ""), flush=True
-                )
+                print(line + (f"{defect(f'{folder}/peer.pt', s):10.1e}" if peer is not None else ""), flush=True)
 
 
 def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
@@ -207,9 +205,7 @@ def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="folder with the other library")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")

@@ -64,7 +64,7 @@ def _group_norm(kernel: Tensor) -> float:
 
 
 def _absolute_kernel_norm_upper_bound(kernel: Tensor, groups: int) -> float:
-    """Never below the norm of the convolution with ``|K|``: √(largest sum over an output's row · over an input's column)."""
+    """Never below the norm of the convolution with ``|K|``: √(largest row sum · largest column sum)."""
     exact = kernel.detach().to(device="cpu", dtype=torch.float64).abs()
     slack = 1 + 2 * gamma(exact.numel() + 2)
     rows = float(exact.flatten(1).sum(1).max())

@@ -100,7 +100,7 @@ def _link(path: str, module: nn.Module) -> Link:
 
 
 class PlainConvolution(nn.Module):
-    """A convolution in float64 with its padding, on images that the stride divides: there the bound of any size holds."""
+    """A convolution in float64 with its padding, on images whose sides the stride divides, where the bound holds."""
 
     weight: Tensor
 

@@ -90,7 +90,7 @@ def check_kernel_exists(
 
 
 def reads_twice(side: int, windows: int, kernel_size: int, stride: int, dilation: int) -> bool:
-    """Whether ``(s p + d r) mod side`` repeats for ``p < windows`` and ``r < min(k, s)``: exact, by solving for each gap."""
+    """Whether ``(s p + d r) mod side`` repeats for ``p < windows`` and ``r < min(k, s)``, by solving for each gap."""
     core = min(kernel_size, stride)
     if windows > 1 and side // gcd(side, stride) < windows:
         return True  # two windows start at one position
@@ -198,8 +198,8 @@ class ConvGeometry:
 
     def _reason(self, axis: int, side: int, windows: int) -> str:
         k, s, pads = self.kernel_size[axis], self.stride[axis], self.pads[axis]
-        text = f"an image side of {side} (axis {axis}) with kernel_size={k}, stride={s},
-        dilation={self.dilation[axis]}, " text += f"{'circular' if self.circular else 'zero'} padding {pads} "
+        text = f"an image side of {side} (axis {axis}) with kernel_size={k}, stride={s}, "
+        text += f"dilation={self.dilation[axis]}, {'circular' if self.circular else 'zero'} padding {pads} "
         if windows < 1:
             text += f"holds no window of length {self.extent(axis)}. "
         elif max(pads) > side:

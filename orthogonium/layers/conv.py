@@ -93,7 +93,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         }
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as constructor arguments and state dict: the class that torch makes for a parametrized module cannot be."""
+        """Pickle as constructor arguments and state dict; the class that torch makes cannot be pickled."""
         if not is_parametrized(self, "weight"):
             return super().__reduce_ex__(protocol)
         original = next(self.parametrizations.weight.parameters())  # type: ignore[union-attr]
@@ -141,7 +141,7 @@ class _PaddedConv(_OrthoKernelLayer):
         return plan
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(batch, in, *sides)`` to ``(batch, out, *windows)``; ``ValueError`` for sides that would break the bound."""
+        """``(batch, in, *sides)`` to ``(batch, out, *windows)``; ``ValueError`` for sides that break the bound."""
         self.geometry.check_sides(self._check_input(input, self.in_channels))
         return self._conv_forward(input, self.weight, self.bias)
 

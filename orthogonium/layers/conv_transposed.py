@@ -105,9 +105,7 @@ class _PaddedConvTranspose(_OrthoKernelLayer):
                     f"Use {advice}padding='same' or padding_mode='zeros'."
                 )
 
-    def _transposed_forward(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, extra: tuple[int, ...]
-    ) -> Tensor:
+    def _transposed_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, extra: tuple[int, ...]) -> Tensor:
         added = tuple(more + filled for more, filled in zip(extra, self._filled, strict=True))
         pads = self.geometry.pads
         transposed = _TRANSPOSED[self._dims]
@@ -165,22 +163,18 @@ _MORE = """        output_padding: more sides of the output, below the stride, a
 output has
             ``windows · stride`` sides without it.
 """
-_EXISTS = (
-    "A kernel shorter than the stride needs ``in_channels ≤ out_channels · Π min(kernel_size, stride)``."
-)
+_EXISTS = "A kernel shorter than the stride needs ``in_channels ≤ out_channels · Π min(kernel_size, stride)``."
 
 
 def _documentation(dims: int, word: str) -> str:
     text = _DOC.format(
-        first=f"A {word} transposed convolution whose operator is orthogonal: the adjoint of an orthogonal
-        convolution.", torch_name=f"ConvTranspose{dims}d",
+        first=f"A {word} transposed convolution, the adjoint of an orthogonal convolution and so orthogonal.",
+        torch_name=f"ConvTranspose{dims}d",
         exists=_EXISTS,
         more=_MORE,
         sides="windows · stride",
     )
-    return text.replace(
-        "``out_channels ≥ in_channels · Π stride``", "``out_channels · Π stride ≥ in_channels``"
-    )
+    return text.replace("``out_channels ≥ in_channels · Π stride``", "``out_channels · Π stride ≥ in_channels``")
 
 
 class OrthoConvTranspose1d(_OrthoConvTranspose, nn.ConvTranspose1d):

@@ -1,4 +1,4 @@
-"""Orthogonal convolutions as the exponential of a skew kernel: for depthwise layers too, where explicit kernels only shift."""
+"""Orthogonal convolutions as exponentials of skew kernels: for depthwise layers too, where kernels only shift."""
 
 import math
 from collections.abc import Sequence
@@ -115,7 +115,7 @@ class _SkewOrthoConv(nn.Module):
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as constructor arguments and state dict: the class that torch makes for a parametrized module cannot be."""
+        """Pickle as constructor arguments and state dict; the class that torch makes cannot be pickled."""
         original = next(self.parametrizations.weight.parameters())  # type: ignore[union-attr]
         names = ("in_channels", "out_channels", "kernel_size", "dilation", "groups", "padding_mode", "angle")
         arguments = {name: getattr(self, name) for name in names} | {"bias": self.bias is not None}

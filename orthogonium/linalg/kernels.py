@@ -64,7 +64,7 @@ def _spread(kernel: Tensor, strides: Sequence[int]) -> Tensor:
 
 
 def adjoint_kernel(kernel: Tensor, groups: int = 1) -> Tensor:
-    """The kernel of the adjoint at stride one: ``(out, in / groups, *k)`` to ``(in, out / groups, *k)``, up to a shift."""
+    """The kernel of the adjoint at stride one, up to a shift: ``(in, out / groups, *k)``."""
     split = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return split.flip(tuple(range(2, kernel.ndim))).contiguous()
 

@@ -63,7 +63,7 @@ class KernelPlan:
 
     @property
     def frames_shape(self) -> tuple[int, ...] | None:
-        """``(taps, groups, middle, middle // 2)``; ``None`` without taps, or with one channel, which can only be shifted."""
+        """``(taps, groups, middle, middle // 2)``; ``None`` without taps, and for one channel, which is only shifted."""
         rank = self.middle // 2
         return (len(self.axes), self.groups, self.middle, rank) if self.axes and rank else None
 
@@ -159,7 +159,7 @@ class OrthogonalKernel(nn.Module):
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Inside, :meth:`right_inverse` draws uniformly distributed matrix and frames in place of the given weight's."""
+        """Inside, :meth:`right_inverse` draws matrix and frames uniformly instead of taking the weight's."""
         self._draws = True
         try:
             yield
