@@ -92,7 +92,8 @@ def check_kernel_exists(
 def reads_twice(side: int, windows: int, kernel_size: int, stride: int, dilation: int) -> bool:
     """Whether ``(s p + d r) mod side`` repeats for ``p < windows`` and ``r < min(k, s)``, by solving for each gap."""
     core = min(kernel_size, stride)
-    if windows > 1 and side // gcd(side, stride) < windows:
+    common = max(d for d in range(1, stride + 1) if stride % d == 0 and side % d == 0)  # traceable, unlike math.gcd
+    if windows > 1 and side // common < windows:
         return True  # two windows start at one position
     furthest = stride * (windows - 1)
     for apart in range(1, core):

@@ -63,7 +63,7 @@ class KernelPlan:
 
     @property
     def frames_shape(self) -> tuple[int, ...] | None:
-        """``(taps, groups, middle, middle // 2)``; ``None`` without taps, and for one channel, which is only shifted."""
+        """``(taps, groups, middle, middle // 2)``; ``None`` without taps, and for one channel, only shifted."""
         rank = self.middle // 2
         return (len(self.axes), self.groups, self.middle, rank) if self.axes and rank else None
 

@@ -220,3 +220,12 @@ def test_nan_is_reported_with_the_name_of_the_weight():
         layer.parametrizations.weight.original1[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"OrthoConv2d\.weight .*NaN"):
         layer(X)
+
+
+@pytest.mark.parametrize("kind", ["OrthoConv2d", "OrthoConvTranspose2d"])
+def test_compiled_layers_take_images_of_changing_sides(kind):
+    layer = getattr(og, kind)(4, 4, 3, stride=2)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for side in (6, 8, 10):
+        x = torch.randn(1, 4, side, side)
+        assert_close(compiled(x), layer(x))

@@ -116,7 +116,7 @@ def test_life_cycle(case):
     assert torch.equal(copy.deepcopy(layer)(x), y)
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), y)
     assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), y)
-    assert_close(copy.deepcopy(layer).double()(x.double()).float(), y, rtol=0, atol=1e-5)
+    assert_close(copy.deepcopy(layer).double()(x.double()).float(), y, rtol=0, atol=5e-5)
     assert torch.equal(layer.eval()(x), y)
 
 
