@@ -14,11 +14,15 @@ def generator():
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize(("sizes", "stride", "groups"), [((4, 6), 1, 1), ((6, 4), 1, 2), ((2, 8), 2, 1), ((4, 4), 2, 2)])
+@pytest.mark.parametrize(
+    ("sizes", "stride", "groups"), [((4, 6), 1, 1), ((6, 4), 1, 2), ((2, 8), 2, 1), ((4, 4), 2, 2)]
+)
 def test_every_singular_value_is_the_gain(dims, sizes, stride, groups):
     sides = (6, 4, 4)[:dims]
     kernel = 3 if stride == 1 else 2
-    conv = getattr(nn, f"Conv{dims}d")(*sizes, kernel, stride, padding=kernel // 2 * (stride == 1), groups=groups, **CIRCULAR)
+    conv = getattr(nn, f"Conv{dims}d")(
+        *sizes, kernel, stride, padding=kernel // 2 * (stride == 1), groups=groups, **CIRCULAR
+    )
     for fill in (conv_orthogonal_, delta_orthogonal_) if stride == 1 else (conv_orthogonal_,):
         keywords = {"stride": stride} if fill is conv_orthogonal_ else {}
         assert fill(conv.weight, groups=groups, gain=1.5, generator=generator(), **keywords) is conv.weight
