@@ -48,9 +48,9 @@ def conv_orthogonal_(
 def delta_orthogonal_(
     tensor: Tensor, groups: int = 1, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Fill a convolution's weight, in place, with an orthogonal matrix at the centre tap times ``gain``, zeros elsewhere.
+    """Fill a convolution's weight, in place: an orthogonal matrix times ``gain`` at the centre tap, zeros elsewhere.
 
-    The layer starts as a 1×1 convolution at stride one: all singular values ``gain``, whatever the padding keeps in place.
+    The layer starts as a 1×1 convolution: at stride one, all its singular values are ``gain``.
 
     Args:
         tensor: ``(out, in / groups, *k)``; the centre of an even side is the tap ``(k − 1) // 2``.
