@@ -135,7 +135,8 @@ def quality(weight: Weight, leaf: Tensor, free: Tensor) -> dict[str, float]:
     polar = u @ vh
     q = result.detach().double().cpu()
     short = q if q.shape[-2] <= q.shape[-1] else q.mT
-    defect = (short @ short.mT - torch.eye(short.shape[-2], dtype=q.dtype)).norm(2, dim=(-2, -1)).max()
+    error = short @ short.mT - torch.eye(short.shape[-2], dtype=q.dtype)
+    defect = torch.linalg.matrix_norm(error, 2).max()
     found = {"defect": defect.item(), "distance": ((q - polar).norm() / polar.norm()).item()}
     inner = u.mT @ grad.double().cpu() @ vh.mT
     skew = u @ ((inner - inner.mT) / (values[..., :, None] + values[..., None, :])) @ vh

@@ -14,6 +14,7 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
+from orthogonium.linalg._products import add_product
 
 Factors = tuple[Tensor, Tensor]
 
@@ -72,7 +73,7 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
         return None
     step = error.tril_()
     step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-    return torch.sub(q, step @ q), torch.add(lower, lower @ step) if stable else lower
+    return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
 
 
 def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,8 +107,9 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
     matrix that of ``L = I``.
     """
     with without_autocast(grad):
-        cross = grad @ q.mT
-        right = grad - (cross.tril() + cross.tril(-1).mT) @ q
+        lower_part = (grad @ q.mT).tril_()
+        strict = lower_part.tril(-1)
+        right = add_product(grad, lower_part.add_(strict.mT), q, scale=-1.0)
         if special.item():
             lower, right = _regular(lower, right)
         return solve_lower_transposed(lower, right)

@@ -22,6 +22,7 @@ from orthogonium.linalg._precision import (
     smallest_safe_scale,
     times_power_of_two,
 )
+from orthogonium.linalg._products import newton_schulz
 from orthogonium.linalg.minimax import (
     inverse_sqrt_coefficients,
     inverse_sqrt_radius,
@@ -96,7 +97,9 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
     size = torch.linalg.matrix_norm(error).amax().item()
     square = error @ error
-    spread = min(size, torch.linalg.matrix_norm(square).amax().item() ** 0.5)
+    # two bounds on ‖E²‖₂: the Frobenius norm, and the largest row sum, which wins where many values share the error
+    squares = (torch.linalg.matrix_norm(square, kind).amax().item() for kind in ("fro", float("inf")))
+    spread = min(size, min(squares) ** 0.5)
     if spread > reach:
         return None
     degree = next(d for d in degrees if spread <= inverse_sqrt_radius(d, tolerance))
@@ -134,12 +137,6 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
         q = ((basis / values[..., None, :]) @ basis.mT) @ wide
     q = newton_schulz(q).to(matrix.dtype)
     return q, basis.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 0)
-
-
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """``1.5 Q − 0.5 (Q Qᵀ) Q``: squares the distance of a nearly orthogonal wide matrix from orthogonal."""
-    gram = matrix @ matrix.mT
-    return torch.sub(1.5 * matrix, gram @ matrix, alpha=0.5)
 
 
 def by_svd(matrix: Tensor) -> Routed:

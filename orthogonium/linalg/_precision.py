@@ -8,6 +8,7 @@ from typing import ParamSpec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from orthogonium._checks import check_floating, check_matrix
 
@@ -82,3 +83,11 @@ def times_power_of_two(matrix: Tensor, exponent: Tensor) -> Tensor:
 def smallest_safe_scale(dtype: torch.dtype) -> float:
     """The least scale that a gradient is divided by, so that its inverse stays far from overflow."""
     return math.ldexp(torch.finfo(dtype).tiny, 20)
+
+
+def differentiates_forward() -> bool:
+    """Whether a ``torch.func`` transform or a level of forward-mode differentiation is at work.
+
+    There a remembered weight would carry no tangent, and a map is best written in its own differentiable parts.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

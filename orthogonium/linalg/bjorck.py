@@ -66,7 +66,24 @@ class _PassThrough(Function):
     ) -> tuple[Tensor, int]:
         assert in_dims[0] is not None
         assert in_dims[1] is not None
-        return _PassThrough.apply(matrix.movedim(in_dims[0], 0), value.movedim(in_dims[1], 0), damping), 0
+        return _apply(matrix.movedim(in_dims[0], 0), value.movedim(in_dims[1], 0), damping), 0
+
+
+class _DualPassThrough(_PassThrough):
+    """With a forward-mode rule, which ``torch.compile`` does not accept."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        _PassThrough.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *unused: None) -> Tensor:
+        return _PassThrough.backward(ctx, tangent)[0]  # a self-adjoint map
+
+
+def _apply(matrix: Tensor, value: Tensor, damping: float) -> Tensor:
+    return (_PassThrough if torch.compiler.is_compiling() else _DualPassThrough).apply(matrix, value, damping)
 
 
 def _damped(q: Tensor, grad: Tensor, damping: float, scale: Tensor) -> Tensor:
@@ -84,4 +101,4 @@ def polar_pass_through(matrix: Tensor, beta: float = 0.5, steps: int = 12) -> Te
     """
     with torch.no_grad():
         value = polar(matrix, steps)
-    return _PassThrough.apply(matrix, value, 1.0 - (1.0 - 2.0 * beta) ** steps)
+    return _apply(matrix, value, 1.0 - (1.0 - 2.0 * beta) ** steps)

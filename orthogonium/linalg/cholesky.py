@@ -12,7 +12,8 @@ def cholesky_orthogonalize(matrix: Tensor, stable: bool = False) -> Tensor:
 
     One factorisation of the smaller Gram matrix, then a check of ``Q Qᵀ``: a small error is corrected to first order, a
     larger one sends the work to float64, and to Householder reflections where even that is too ill conditioned. So the
-    result is orthogonal to rounding for every input, and equal to that of :func:`qr_orthogonalize`.
+    result is orthogonal to rounding for every input, and for a matrix of full rank equal to that of
+    :func:`qr_orthogonalize`.
 
     Args:
         matrix: ``(..., m, n)``, of any scale and rank.
@@ -20,7 +21,9 @@ def cholesky_orthogonalize(matrix: Tensor, stable: bool = False) -> Tensor:
             ``eps κ`` instead of ``eps κ²`` (κ the condition number). Slower for ill-conditioned input alone.
 
     Returns:
-        ``(..., m, n)``. Rows (columns) that depend on earlier ones are completed by reflections and have gradient zero.
+        ``(..., m, n)``. Rows (columns) that depend on earlier ones to rounding are completed deterministically (not
+        as QR
+        does: what rounding left of them decides) and have gradient zero.
 
     Raises:
         ValueError: fewer than two dimensions, or NaN or Inf in ``matrix``.

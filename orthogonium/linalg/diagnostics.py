@@ -15,8 +15,8 @@ def orthogonality_defect(matrix: Tensor) -> Tensor:
         matrix: ``(..., m, n)``.
 
     Returns:
-        ``(...)``, float64: the spectral norm of the difference; infinite where ``matrix`` holds NaN or Inf or entries whose
-        squares overflow, zero for an empty matrix.
+        ``(...)``, float64: the spectral norm of the difference; infinite where ``matrix`` holds NaN or Inf or entries
+        whose squares overflow, zero for an empty matrix.
 
     Raises:
         ValueError: ``matrix`` has fewer than two dimensions.

@@ -21,7 +21,8 @@ from torch.autograd import Function
 
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
 from orthogonium.linalg._opaque import opaque
-from orthogonium.linalg._precision import raise_if_not_finite, without_autocast
+from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite, without_autocast
+from orthogonium.linalg._products import add_product
 from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
 
 Map = Literal["exponential", "cayley"]
@@ -60,7 +61,7 @@ def _norm_bound(skew: Tensor, gram: Tensor) -> float:
 
 def _polished(q: Tensor) -> Tensor:
     """One Newton–Schulz step on a tall frame."""
-    return torch.sub(1.5 * q, q @ (q.mT @ q), alpha=0.5)
+    return add_product(q, q, q.mT @ q, scale=-0.5, addend_scale=1.5)
 
 
 def _fake_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[Tensor, Tensor]:
@@ -198,11 +199,6 @@ class _Frame(Function):
         return result, None, None, None
 
 
-def _inside_a_transform() -> bool:
-    """Whether ``torch.func`` is at work, for which the map is written in its own differentiable parts."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor:
     """``f(X Q₀ᵀ − Q₀ Xᵀ) Q₀`` for a tall frame ``Q₀``; a wide one is transposed.
 
@@ -223,6 +219,6 @@ def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor
         return free.clone()
     if free.shape[-2] < free.shape[-1]:
         return skew_frame(free.mT, base.mT, kind, budget).mT
-    if not torch.compiler.is_compiling() and _inside_a_transform():
+    if not torch.compiler.is_compiling() and differentiates_forward():
         return _frame_composite(free, base, kind)
     return _Frame.apply(free, base, kind, budget)[0]

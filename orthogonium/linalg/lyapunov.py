@@ -14,7 +14,7 @@ from orthogonium.linalg.minimax import polar_schedule
 def divided_by_sums(matrix: Tensor, values: Tensor, with_zeros: bool = True) -> Tensor:
     """``matrix[i, j] / (values[i] + values[j])``, and zero where that sum is zero."""
     sums = values[..., :, None] + values[..., None, :]
-    return torch.where(sums == 0, 0.0, matrix / sums) if with_zeros else matrix / sums
+    return torch.where(sums == 0, 0.0, matrix / sums) if with_zeros else sums.reciprocal_().mul_(matrix)
 
 
 @opaque(lambda symmetric, right: torch.empty_like(right))
@@ -93,15 +93,16 @@ def skew_lyapunov_near_identity(symmetric: Tensor, skew: Tensor, spread: float) 
 
     Source: Golub and Varga, Numerische Mathematik 3, 1961 (Chebyshev semi-iteration).
     """
-    tolerance = 2 * torch.finfo(skew.dtype).eps
+    tolerance = 8 * torch.finfo(skew.dtype).eps
     solution = 0.5 * skew
     error = spread
     previous, weight = torch.zeros_like(solution), 2.0
     while error > tolerance:
         product = symmetric @ solution  # (I + F) K, of which the transpose carries K (I + F)
-        jacobi = solution + 0.5 * (skew - product + product.mT)
+        residual = torch.sub(product.mT, product).add_(skew)
         weight = 1.0 / (1.0 - 0.25 * spread * spread * weight)
-        previous, solution = solution, previous + weight * (jacobi - previous)
+        following = previous.mul_(1.0 - weight).add_(solution, alpha=weight).add_(residual, alpha=0.5 * weight)
+        previous, solution = solution, following
         error *= spread * weight / 2
     return solution
 

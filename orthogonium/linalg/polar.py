@@ -20,6 +20,7 @@ from orthogonium.linalg._polar_routes import (
     nearest_orthogonal,
 )
 from orthogonium.linalg._precision import in_working_precision, without_autocast
+from orthogonium.linalg._products import add_product
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
     lyapunov,
@@ -65,11 +66,11 @@ def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, str
     scale = stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
     if matrix.shape[-2] == matrix.shape[-1]:
         center = 0.5 * (high + low) * scale
-        return skew_lyapunov_near_identity((matrix @ q.mT) / center, skew / center, spread) @ q
+        return skew_lyapunov_near_identity((matrix @ q.mT).div_(center), skew.div_(center), spread) @ q
     # multiplied by P = H⁻¹ from both sides, the equation reads P K + K P = P C P, and P is at hand
     center = 0.5 * (1 / high + 1 / low) / scale
     solution = skew_lyapunov_near_identity(inverse / center, inverse @ (skew / center) @ inverse, spread)
-    return (solution - inverse @ cross) @ q + inverse @ grad
+    return add_product(inverse @ grad, solution.sub_(inverse @ cross), q, scale=1.0)
 
 
 def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, special: bool) -> Tensor:
@@ -87,8 +88,8 @@ def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor
     if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
         cross = grad @ q.mT
         rotated = basis.mT @ cross @ basis
-        inner = divided_by_sums(rotated - rotated.mT, values, special) - inverse * rotated
-        return (basis @ inner @ basis.mT) @ q + (basis @ (inverse * basis.mT)) @ grad
+        inner = divided_by_sums(rotated - rotated.mT, values, special).sub_(inverse * rotated)
+        return add_product((basis @ (inverse * basis.mT)) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
     rotated_q, rotated_grad = inverse * stretch, basis.mT @ grad
     rotated = rotated_grad @ rotated_q.mT
     inner = divided_by_sums(rotated - rotated.mT, values, special)

@@ -38,7 +38,7 @@ def power_iteration(matrix: Tensor, left: Tensor, steps: int, eps: float = 1e-12
         a = a / torch.where(largest > 0, largest, 1.0)  # 1e±30 squared would leave float32
         restart = _normalized(a.abs().sum(-1), eps)
         usable = torch.isfinite(left).all(-1, keepdim=True) & (left != 0).any(-1, keepdim=True)
-        u = torch.where(usable, left, restart)
+        u = torch.where(usable, left / left.abs().amax(-1, keepdim=True), restart)
         for _ in range(steps):
             v = _normalized((a.mT @ u[..., None])[..., 0], eps)
             lost = (v == 0).all(-1, keepdim=True)  # u was orthogonal to the range of A

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthogonium._version import __version__
 from orthogonium.linalg import NonFiniteError
+from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 
@@ -173,7 +174,7 @@ def _must_recompute(original: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(original) not in (Tensor, nn.Parameter)
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or differentiates_forward()
         or torch.jit.is_tracing()
         or original.is_meta
         or original.is_inference()

@@ -1,4 +1,4 @@
-"""Every constructor argument changes something that can be seen, every trainable tensor learns, bad values are named."""
+"""Every constructor argument changes something, every trainable tensor learns, bad values are named."""
 
 import functools
 

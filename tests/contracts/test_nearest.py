@@ -32,7 +32,7 @@ def distance(weight, reference):
 
 
 def sensitivity(matrix):
-    """``√n eps κ``: how far a change of the last bit moves the factor (Higham, *Functions of Matrices*, section 8.2)."""
+    """``√n eps κ``: how far a change of the last bit moves it (Higham, *Functions of Matrices*, section 8.2)."""
     return min(matrix.shape[-2:]) ** 0.5 * torch.finfo(matrix.dtype).eps * condition_number(matrix)
 
 

@@ -52,7 +52,7 @@ def test_operator_norm(layer_class):
 
 
 def test_initial_weights_are_uniformly_distributed():
-    """Haar: every entry of a 2×2 rotation or reflection has the arcsine law, of variance one half, both determinants."""
+    """Haar: entries of a 2×2 orthogonal matrix have the arcsine law, of variance 1/2, and both determinants occur."""
     torch.manual_seed(0)
     weights = torch.stack([OrthoLinear(2, 2, bias=False).weight.detach() for _ in range(400)])
     assert weights.mean(0).abs().max() < 4 * (0.5 / 400) ** 0.5

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_training_follows_every_step(layer):
         layer(X).pow(3).sum().backward()
         weights.append(layer.weight.detach().clone())
         optimizer.step()
-    assert all(not torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in pairwise(weights))
 
 
 def test_a_look_without_gradient_before_training(layer):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 from orthogonium.linalg import _polar_routes as routes
 from orthogonium.linalg import condition_number, orthogonality_defect, polar, polar_by_svd
 from orthogonium.linalg.polar import _polar_backward
@@ -41,7 +40,7 @@ ROADS = {
 def noise(road, dtype):
     """In units of ``√n eps κ``: what the rounding errors of a road come to.
 
-    Eight minimax steps, each up to 8.5 steep, amplify them a little; thirty, without a wider type to run them in, a lot.
+    Eight minimax steps, each up to 8.5 steep, amplify them a little; thirty, with no wider type to run in, a lot.
     """
     return {"minimax": 32, "fixed_schedule": 4 if dtype == torch.float32 else 2**15}.get(road, 4)
 
@@ -152,6 +151,29 @@ def test_extreme_conditions_by_the_roads_for_them(dtype):
             q = road(matrix)[0]
             assert orthogonality_defect(q).max() <= contract(q)
             assert error_in_eps(q, matrix) <= noise(name, dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "condition"),
+    [(dtype, c) for dtype in DTYPES for c in (20.0, 50.0, 3e3, 2e4, 1e5, 1e6)] + [(torch.float64, 1e7)],
+    ids=str,
+)
+def test_the_road_changes_before_digits_are_lost(condition, dtype):
+    """A Gram matrix loses ``eps κ²``: whatever road `polar` takes, weight and gradient are good to ``eps κ``."""
+    small = torch.tensor([1.0, 1.0, 0.9, 1.2 / condition, 1.1 / condition, 1 / condition], dtype=torch.float64)
+    for shape in [(6, 6), (6, 9), (9, 6)]:
+        matrix = with_singular_values(shape, small, dtype=dtype, seed=0).requires_grad_()
+        grad = gaussian(shape, dtype=dtype, seed=1)
+        q = polar(matrix)
+        (found,) = torch.autograd.grad(q, matrix, grad)
+        assert error_in_eps(q.detach(), matrix.detach()) <= 4, f"{shape}"
+        wide = [t.detach().mT if shape[0] > shape[1] else t.detach() for t in (matrix, grad, found)]
+        expected = reference_gradient(*wide[:2])
+        error = (wide[2] - expected).norm() / expected.norm()
+        units = (
+            max(4, condition / 2) if condition < 32 else 4
+        )  # up to there a Gram matrix of the same type is good enough
+        assert error <= units * min(shape) ** 0.5 * torch.finfo(dtype).eps * condition, f"{shape}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
