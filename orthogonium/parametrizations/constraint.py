@@ -42,8 +42,8 @@ class Constraint(nn.Module):
         label: what error messages call the weight.
 
     Raises:
-        NonFiniteError: (a ``ValueError``) when the free tensor holds NaN or Inf. On a CPU at once. On a GPU, which must
-            not be waited for, an orthogonaliser that reads numbers back finds it at once and the others let NaN through.
+        NonFiniteError: (a ``ValueError``) when the free tensor holds NaN or Inf. On a CPU at once. On a GPU, which is
+            not waited for, an orthogonaliser that reads numbers back finds it at once and the others let NaN through.
     """
 
     def __init__(self, normalizer: nn.Module, orthogonalizer: nn.Module, label: str = "weight") -> None:
