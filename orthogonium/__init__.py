@@ -2,7 +2,23 @@
 
 from orthogonium._version import __version__
 from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
-from orthogonium.layers import GroupSort, MaxMin, OrthoLinear, UnitNormLinear, fused, orthogonal
+from orthogonium.layers import (
+    AdaptiveOrthoConv2d,
+    AdaptiveOrthoConvTranspose2d,
+    GroupSort,
+    MaxMin,
+    OrthoConv1d,
+    OrthoConv2d,
+    OrthoConv3d,
+    OrthoConvTranspose1d,
+    OrthoConvTranspose2d,
+    OrthoConvTranspose3d,
+    OrthoLinear,
+    UnitNormLinear,
+    fused,
+    orthogonal,
+    singular_values,
+)
 from orthogonium.reparametrizers import (
     BJORCK_PASS_THROUGH_ORTHO_PARAMS,
     CAYLEY_ORTHO_PARAMS,
@@ -31,9 +47,17 @@ __all__ = [
     "PRESETS",
     "QR_ORTHO_PARAMS",
     "SVD_ORTHO_PARAMS",
+    "AdaptiveOrthoConv2d",
+    "AdaptiveOrthoConvTranspose2d",
     "ClassParam",
     "GroupSort",
     "MaxMin",
+    "OrthoConv1d",
+    "OrthoConv2d",
+    "OrthoConv3d",
+    "OrthoConvTranspose1d",
+    "OrthoConvTranspose2d",
+    "OrthoConvTranspose3d",
     "OrthoLinear",
     "OrthoParams",
     "UnitNormLinear",
@@ -44,4 +68,5 @@ __all__ = [
     "fused",
     "lipschitz_product",
     "orthogonal",
+    "singular_values",
 ]

@@ -107,7 +107,7 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
     if x.ndim < 2:
         raise ValueError(f"x must have shape (N, ...), got {tuple(x.shape)}. For one input use x[None]")
     x = x.detach().to(device="cpu", dtype=torch.float64)
-    logits = _evaluate(links, x)
+    logits, positions = _evaluate(links, x)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"the model must give (N, classes) with at least 2 classes, got {tuple(logits.shape)}. "
@@ -124,14 +124,18 @@ def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate
     terms = math.prod(x.shape[1:])
     size = torch.linalg.vector_norm(x.flatten(1), dim=1) * (1 + 2 * gamma(terms + 2))
     exact = _radius(gaps, reach, is_subject, torch.zeros_like(size)).clamp_max(_FARTHEST * (1 + size))
-    error = _forward_error(links, size + exact)
+    error = _forward_error(links, positions, size + exact)
     radius = torch.minimum(exact, _radius(gaps, reach, is_subject, error))
     certain = torch.isfinite(logits).all(1) & torch.isfinite(error)
     return Certificate(prediction, torch.where(certain, radius, 0.0), margin, product(links))
 
 
-def _evaluate(links: list[Link], x: Tensor) -> Tensor:
-    """The logits in float64; each layer must treat ``(N, features)`` row by row, as the bounds assume."""
+def _evaluate(links: list[Link], x: Tensor) -> tuple[Tensor, list[int]]:
+    """The logits in float64, and after each link the number of positions that share its bias.
+
+    Each layer must treat ``(N, features)`` row by row, as the bounds assume.
+    """
+    positions = []
     with torch.no_grad():
         for link in links:
             if isinstance(link.plain, nn.Linear) and x.shape[1:] != (link.plain.in_features,):
@@ -144,7 +148,8 @@ def _evaluate(links: list[Link], x: Tensor) -> Tensor:
             if isinstance(link.plain, nn.Flatten) and link.plain.start_dim == -x.ndim:
                 raise ValueError(f"{link.path} (Flatten) has start_dim={-x.ndim}, which merges the batch here")
             x = link.plain(x)
-    return x
+            positions.append(math.prod(x.shape[2:]))
+    return x, positions
 
 
 def _radius(gaps: Tensor, reach: Tensor, is_subject: Tensor, error: Tensor) -> Tensor:
@@ -167,20 +172,21 @@ def _last_layer(links: list[Link], classes: int) -> tuple[Tensor, float]:
     return distances, product(links)
 
 
-def _forward_error(links: list[Link], size: Tensor) -> Tensor:
+def _forward_error(links: list[Link], positions: list[int], size: Tensor) -> Tensor:
     """A bound D on how far float64 logits are from exact ones, for inputs of norm at most ``size``: ``(N,)``.
 
     Through ``W x + b``, in sums of n terms, an input of norm r known up to D becomes known up to
     ``‖W‖ D + κ (‖|W|‖ (r + D) + ‖b‖)``, with ``κ = γ_n + u (1 + γ_n)``. Sorting adds nothing.
     """
     error = torch.zeros_like(size)
-    for link in links:
-        if isinstance(link.plain, nn.Linear):
-            terms = gamma(link.plain.in_features + 1)
+    for link, count in zip(links, positions, strict=True):
+        if link.terms:
+            terms = gamma(link.terms + 1)
             kappa = 2 * (terms + _ROUNDOFF * (1 + terms))  # twice: room for the rounding of this bound
-            fresh = kappa * (link.absolute_norm * (size + error) + link.bias_norm) + 2.0**-1000
+            bias_norm = link.bias_norm * math.sqrt(count) * (1 + 4 * _ROUNDOFF)
+            fresh = kappa * (link.absolute_norm * (size + error) + bias_norm) + 2.0**-1000
             error = (link.norm * error + fresh) * (1 + 8 * _ROUNDOFF)
-            size = (link.norm * size + link.bias_norm) * (1 + 8 * _ROUNDOFF)
+            size = (link.norm * size + bias_norm) * (1 + 8 * _ROUNDOFF)
     return error
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from orthogonium.certification.kernel_norms import _absolute_kernel_norm_upper_bound, _kernel_norm_upper_bound
 from orthogonium.certification.matrix_norms import _absolute_norm_upper_bound, _norm_upper_bound
 from orthogonium.layers import GroupSort, MaxMin
+from orthogonium.layers.conv import _PaddedConv
+from orthogonium.linalg.kernels import convolve
 
 # They move or compare numbers and so round nothing, and are 1-Lipschitz for ℓ2.
-_EXACT = (nn.Identity, nn.Flatten, nn.ReLU, GroupSort, MaxMin)
+_EXACT = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, GroupSort, MaxMin)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Link:
     """One map of the chain, with what a certificate needs to know about it.
 
     ``plain`` computes it in float64 with no parametrization; ``norm`` and ``absolute_norm`` are upper
-    bounds on ``‖W‖₂`` and ``‖|W|‖₂`` (both 1 for an exact activation), ``bias_norm`` on ``‖b‖``.
+    bounds on ``‖W‖₂`` and ``‖|W|‖₂`` (both 1 for an exact activation), ``bias_norm`` on ``‖b‖`` (of a
+    convolution, at one position); ``terms`` is the length of its sums, 0 where nothing is rounded.
     """
 
     path: str
@@ -28,6 +32,7 @@ class Link:
     norm: float = 1.0
     absolute_norm: float = 1.0
     bias_norm: float = 0.0
+    terms: int = 0
 
 
 def read_sequential(model: nn.Module) -> list[Link]:
@@ -75,6 +80,10 @@ def _link(path: str, module: nn.Module) -> Link:
     kind = type(module).__name__.removeprefix("Parametrized")
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         return _linear(path, kind, module)
+    if isinstance(module, _PaddedConv) and type(module).forward is _PaddedConv.forward:
+        return _convolution(path, kind, module)
+    if isinstance(module, nn.Unflatten) and module.dim == 0:
+        raise ValueError(f"{path} (Unflatten) has dim=0, which splits the batch. Use dim=1")
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
         raise ValueError(f"{path} (Flatten) has start_dim=0, which merges the batch. Use start_dim=1")
     if isinstance(module, GroupSort) and module.dim == 0:
@@ -85,11 +94,57 @@ def _link(path: str, module: nn.Module) -> Link:
         return Link(path, kind, nn.Identity())
     raise TypeError(
         f"{path} is a {kind}, whose Lipschitz constant is not known here. "
-        f"Known: Sequential of linear layers, GroupSort, MaxMin, ReLU, Flatten, Identity, Dropout"
+        f"Known: Sequential of linear layers, this library's convolutions, GroupSort, MaxMin, ReLU, Flatten, "
+        f"Unflatten, Identity, Dropout"
     )
 
 
-def _linear(path: str, kind: str, module: nn.Linear) -> Link:
+class PlainConvolution(nn.Module):
+    """A convolution in float64 with its padding, on images whose sides the stride divides, where the bound holds."""
+
+    weight: Tensor
+
+    def __init__(self, module: _PaddedConv, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.geometry, self.groups, self.in_channels = module.geometry, module.groups, module.in_channels
+        self.register_buffer("weight", weight.to("cpu", torch.float64))
+        self.register_buffer("bias", None if bias is None else bias.detach().to("cpu", torch.float64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        geometry, dims = self.geometry, self.weight.ndim - 2
+        sides = images.shape[2:]
+        if images.ndim != dims + 2 or images.shape[1] != self.in_channels:
+            raise ValueError(f"a convolution takes (N, {self.in_channels}, {dims} sides), got {tuple(images.shape)}")
+        geometry.check_sides(sides)
+        if geometry.circular and any(n % s for n, s in zip(sides, geometry.stride, strict=True)):
+            raise ValueError(
+                f"a circular convolution of stride {geometry.stride} is certified on sides that it divides, "
+                f"got {tuple(sides)}"
+            )
+        around = [p for pair in reversed(geometry.pads) for p in pair]
+        wide = nn.functional.pad(images, around, mode="circular" if geometry.circular else "constant")
+        return convolve(
+            wide, self.weight, bias=self.bias, stride=geometry.stride, dilation=geometry.dilation, groups=self.groups
+        )
+
+
+def _convolution(path: str, kind: str, module: _PaddedConv) -> Link:
+    weight, bias = _finite_parameters(path, kind, module)
+    geometry = module.geometry
+    if any(s > 1 and d > 1 for s, d in zip(geometry.stride, geometry.dilation, strict=True)):
+        raise TypeError(f"{path} ({kind}) has stride and dilation along one axis, which cannot be certified here")
+    return Link(
+        path,
+        kind,
+        PlainConvolution(module, weight, bias),
+        norm=_kernel_norm_upper_bound(weight, geometry.stride, module.groups),
+        absolute_norm=_absolute_kernel_norm_upper_bound(weight, module.groups),
+        bias_norm=0.0 if bias is None else _vector_norm(bias),
+        terms=weight[0].numel(),
+    )
+
+
+def _finite_parameters(path: str, kind: str, module: nn.Linear | _PaddedConv) -> tuple[Tensor, Tensor | None]:
     with torch.no_grad():
         weight, bias = module.weight.detach(), module.bias
     if weight.is_complex():
@@ -98,6 +153,11 @@ def _linear(path: str, kind: str, module: nn.Linear) -> Link:
     for name, value in values:
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}.{name} ({kind}) holds NaN or infinite entries: nothing can be certified")
+    return weight, bias
+
+
+def _linear(path: str, kind: str, module: nn.Linear) -> Link:
+    weight, bias = _finite_parameters(path, kind, module)
     plain = nn.utils.skip_init(
         nn.Linear, module.in_features, module.out_features, bias=bias is not None, dtype=torch.float64
     )
@@ -113,6 +173,7 @@ def _linear(path: str, kind: str, module: nn.Linear) -> Link:
         norm=_norm_upper_bound(weight),
         absolute_norm=_absolute_norm_upper_bound(weight),
         bias_norm=0.0 if bias is None else _vector_norm(bias),
+        terms=module.in_features,
     )
 
 

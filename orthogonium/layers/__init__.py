@@ -1,7 +1,50 @@
 """Layers with a bound on their Lipschitz constant."""
 
 from orthogonium.layers.activations import GroupSort, MaxMin
+from orthogonium.layers.almost_orthogonal import (
+    AOLConv1d,
+    AOLConv2d,
+    AOLConv3d,
+    AOLConvTranspose1d,
+    AOLConvTranspose2d,
+    AOLConvTranspose3d,
+)
 from orthogonium.layers.constrain import constrain, fused, orthogonal
+from orthogonium.layers.conv import AdaptiveOrthoConv2d, OrthoConv1d, OrthoConv2d, OrthoConv3d
+from orthogonium.layers.conv_transposed import (
+    AdaptiveOrthoConvTranspose2d,
+    OrthoConvTranspose1d,
+    OrthoConvTranspose2d,
+    OrthoConvTranspose3d,
+)
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
+from orthogonium.layers.skew_conv import SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d
+from orthogonium.layers.spectrum import singular_values
 
-__all__ = ["GroupSort", "MaxMin", "OrthoLinear", "UnitNormLinear", "constrain", "fused", "orthogonal"]
+__all__ = [
+    "AOLConv1d",
+    "AOLConv2d",
+    "AOLConv3d",
+    "AOLConvTranspose1d",
+    "AOLConvTranspose2d",
+    "AOLConvTranspose3d",
+    "AdaptiveOrthoConv2d",
+    "AdaptiveOrthoConvTranspose2d",
+    "GroupSort",
+    "MaxMin",
+    "OrthoConv1d",
+    "OrthoConv2d",
+    "OrthoConv3d",
+    "OrthoConvTranspose1d",
+    "OrthoConvTranspose2d",
+    "OrthoConvTranspose3d",
+    "OrthoLinear",
+    "SkewOrthoConv1d",
+    "SkewOrthoConv2d",
+    "SkewOrthoConv3d",
+    "UnitNormLinear",
+    "constrain",
+    "fused",
+    "orthogonal",
+    "singular_values",
+]

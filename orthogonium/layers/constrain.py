@@ -96,30 +96,37 @@ class _Translation:
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         plain, inside = f"{prefix}{self.name}", f"{prefix}parametrizations.{self.name}."
-        free, extra = f"{inside}original", f"{inside}0._extra_state"
-        original, constraint = _hook(module, self.name)
-        if plain in state and free not in state:
-            if not self._fits(module, state[plain]):
+        parametrization: Any = module.parametrizations[self.name]  # type: ignore[index]
+        constraint: Constraint = parametrization[0]
+        free = [name for name, _ in parametrization.named_parameters(recurse=False)]
+        free += [name for name, _ in parametrization.named_buffers(recurse=False)]
+        first = getattr(parametrization, free[0])
+        matrix_key, extra = f"{inside}{free[0]}", f"{inside}0._extra_state"
+        if plain in state and matrix_key not in state:
+            shape = getattr(module, self.name).shape
+            if not isinstance(state[plain], Tensor) or state[plain].shape != shape:
                 return  # torch reports the shape
-            weight = state.pop(plain)
-        elif free in state and extra in state and self._fits(module, state[free]):
+            found = constraint.right_inverse(state.pop(plain).to(first))
+            for name, tensor in zip(free, found if isinstance(found, tuple) else (found,), strict=True):
+                state[f"{inside}{name}"] = tensor
+        elif matrix_key in state and extra in state and state[matrix_key].shape == first.shape:
             code = round(float(state[extra]))
-            source = source_of(code, state[free])
+            source = source_of(code, state[matrix_key])
             if source is None:
                 return
             if code == checkpoint_code(constraint.orthogonalizer):
                 self._complete(state, f"{inside}0.", constraint)
                 return
-            base = state.get(f"{inside}0.orthogonalizer.base")
+            base = next((state[key] for key in state if key.startswith(f"{inside}0.") and key.endswith(".base")), None)
             if base is not None:
                 source.load_state_dict({"base": base})
             with torch.no_grad():
-                weight = source(state[free])
+                matrix = source(state[matrix_key])
+            state[matrix_key] = constraint.matrix_right_inverse(matrix.to(first))
         else:
             return
         for key in [key for key in state if key.startswith(f"{inside}0.")]:
             del state[key]
-        state[free] = constraint.right_inverse(weight.to(original))
         self._complete(state, f"{inside}0.", constraint)
 
     @staticmethod
@@ -130,18 +137,3 @@ class _Translation:
             del state[key]
         for key, value in own.items():
             state.setdefault(f"{inside}{key}", value)
-
-    def _fits(self, module: nn.Module, weight: Any) -> bool:
-        return isinstance(weight, Tensor) and weight.shape == _hook(module, self.name)[0].shape
-
-
-def _hook(module: nn.Module, name: str) -> tuple[Tensor, Constraint]:
-    """The free tensor behind ``module.name`` and what constrains it."""
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)
-    chain = parametrizations[name]
-    assert isinstance(chain, ParametrizationList)
-    constraint, original = chain[0], chain.original
-    assert isinstance(constraint, Constraint)
-    assert isinstance(original, Tensor)
-    return original, constraint

@@ -10,16 +10,26 @@ from orthogonium.linalg.diagnostics import (
     stable_rank,
 )
 from orthogonium.linalg.exponential import skew_frame
+from orthogonium.linalg.kernels import (
+    adjoint_kernel,
+    compose_kernels,
+    identity_kernel,
+    multiply_by_projector_taps,
+)
 from orthogonium.linalg.polar import polar, polar_by_svd
 from orthogonium.linalg.power_iteration import power_iteration
 from orthogonium.linalg.qr import qr_orthogonalize
 
 __all__ = [
     "NonFiniteError",
+    "adjoint_kernel",
     "bjorck",
     "cholesky_orthogonalize",
+    "compose_kernels",
     "condition_number",
+    "identity_kernel",
     "in_working_precision",
+    "multiply_by_projector_taps",
     "orthogonality_defect",
     "polar",
     "polar_by_svd",

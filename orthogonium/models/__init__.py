@@ -1,3 +1,4 @@
+from orthogonium.models.cnn import lipschitz_cnn
 from orthogonium.models.mlp import lipschitz_mlp
 
-__all__ = ["lipschitz_mlp"]
+__all__ = ["lipschitz_cnn", "lipschitz_mlp"]

@@ -3,6 +3,7 @@
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code, source_of
 from orthogonium.parametrizations.constraint import Constraint
 from orthogonium.parametrizations.fusion import FusedConstraints
+from orthogonium.parametrizations.kernel import KernelPlan, OrthogonalKernel
 from orthogonium.parametrizations.normalizers import BatchedIdentity, BatchedPowerIteration, L2Normalize
 from orthogonium.parametrizations.orthogonalizers import (
     BatchedBjorckOrthogonalization,
@@ -26,7 +27,9 @@ __all__ = [
     "BatchedSVDOrthogonalization",
     "Constraint",
     "FusedConstraints",
+    "KernelPlan",
     "L2Normalize",
+    "OrthogonalKernel",
     "checkpoint_code",
     "source_of",
 ]

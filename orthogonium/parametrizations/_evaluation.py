@@ -8,6 +8,7 @@ once more (a second loss on the same forward pass, or evaluation mode, where non
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ Compute = Callable[[list[Tensor]], list[Tensor]]
 class _Pullback:
     """The private graph. It refers neither to the node nor to the module, so that nothing holds itself alive."""
 
-    def __init__(self, compute: Compute, originals: Sequence[Tensor]) -> None:
-        self.compute, self.originals = compute, list(originals)
+    def __init__(self, compute: Compute, originals: Sequence[Tensor], spans: Sequence[range]) -> None:
+        self.compute, self.originals, self.spans = compute, list(originals), list(spans)
         self.versions = [t._version for t in self.originals]
         self.graph: tuple[list[Tensor], list[Tensor]] | None = None
         self.used = False
@@ -45,31 +46,31 @@ class _Pullback:
         assert self.graph is not None
         leaves, values = self.graph
         self.graph = None
-        return _selected_gradients(leaves, values, grads, create_graph=False)
+        return self._selected(leaves, values, grads, create_graph=False)
 
     def differentiable_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         self.used = True
         values = self.compute(self.originals)
-        return _selected_gradients(self.originals, values, grads, create_graph=True)
+        return self._selected(self.originals, values, grads, create_graph=True)
 
-
-def _selected_gradients(
-    leaves: list[Tensor], values: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool
-) -> list[Tensor | None]:
-    """Gradients of the leaves whose weights took part; the others get ``None`` and not zeros."""
-    chosen = [i for i, g in enumerate(grads) if g is not None and leaves[i].requires_grad and values[i].requires_grad]
-    result: list[Tensor | None] = [None] * len(leaves)
-    if chosen:
-        found = torch.autograd.grad(
-            [values[i] for i in chosen],
-            [leaves[i] for i in chosen],
-            [grads[i] for i in chosen],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-        for i, gradient in zip(chosen, found, strict=True):
-            result[i] = gradient
-    return result
+    def _selected(
+        self, leaves: list[Tensor], values: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool
+    ) -> list[Tensor | None]:
+        """Gradients of the leaves whose weights took part; the others get ``None`` and not zeros."""
+        chosen = [i for i, g in enumerate(grads) if g is not None and values[i].requires_grad]
+        wanted = [j for i in chosen for j in self.spans[i] if leaves[j].requires_grad]
+        result: list[Tensor | None] = [None] * len(leaves)
+        if wanted:
+            found = torch.autograd.grad(
+                [values[i] for i in chosen],
+                [leaves[j] for j in wanted],
+                [grads[i] for i in chosen],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            for j, gradient in zip(wanted, found, strict=True):
+                result[j] = gradient
+        return result
 
 
 def _unhooked() -> Any:
@@ -101,37 +102,40 @@ class Evaluation:
 
     Args:
         compute: a list of free tensors to the list of weights; must not refer to the holder of this object.
-        originals: the free tensors.
+        originals: for each weight, the free tensors behind it.
         keep_graph: build the private graph at once, as training needs; otherwise only when a gradient is asked for.
     """
 
-    def __init__(self, compute: Compute, originals: Sequence[Tensor], keep_graph: bool) -> None:
-        self._pullback = _Pullback(compute, originals)
-        self._addresses = [t.data_ptr() for t in originals]
+    def __init__(self, compute: Compute, originals: Sequence[Sequence[Tensor]], keep_graph: bool) -> None:
+        flat = [tensor for group in originals for tensor in group]
+        ends = list(accumulate(len(group) for group in originals))
+        spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
+        self._pullback = _Pullback(compute, flat, spans)
+        self._addresses = [t.data_ptr() for t in flat]
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))
         with torch.inference_mode(False):
-            if keep_graph and any(t.requires_grad for t in originals):
+            if keep_graph and any(t.requires_grad for t in flat):
                 self._values = [value.detach() for value in self._pullback.build()]
             else:
                 with torch.no_grad():
-                    self._values = [value.detach() for value in compute(list(originals))]
+                    self._values = [value.detach() for value in compute(flat)]
         self._value_versions = [value._version for value in self._values]
 
-    def is_current(self, position: int, original: Tensor, alias: bool = False) -> bool:
-        """Whether the weight at ``position`` was made from ``original`` as it is now, and is untouched itself.
+    def is_current(self, position: int, originals: Sequence[Tensor], alias: bool = False) -> bool:
+        """Whether the weight at ``position`` was made from ``originals`` as they are now, and is untouched itself.
 
-        ``alias``: another tensor over the same memory will do, as compiled code passes it; not where gradients flow.
+        ``alias``: other tensors over the same memory will do, as compiled code passes them; not where gradients flow.
         """
         kept = self._pullback
-        mine = kept.originals[position]
-        same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
-        return (
-            same
-            and kept.versions[position] == original._version
-            and self._addresses[position] == original.data_ptr()
-            and self._values[position]._version == self._value_versions[position]
-        )
+        if self._values[position]._version != self._value_versions[position]:
+            return False
+        for j, original in zip(kept.spans[position], originals, strict=True):
+            mine = kept.originals[j]
+            same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
+            if not same or kept.versions[j] != original._version or self._addresses[j] != original.data_ptr():
+                return False
+        return True
 
     def serves_training(self, position: int) -> bool:
         """Whether this weight belongs to the forward pass under way: not yet read, or not yet differentiated."""
@@ -142,8 +146,8 @@ class Evaluation:
     def weight(self, position: int) -> Tensor:
         """The weight, on the shared node where gradients are recorded."""
         self._unread.discard(position)
-        original = self._pullback.originals[position]
-        if not (torch.is_grad_enabled() and original.requires_grad):
+        originals, span = self._pullback.originals, self._pullback.spans[position]
+        if not (torch.is_grad_enabled() and any(originals[j].requires_grad for j in span)):
             return self._values[position].detach()
         if self._shared is None or self._pullback.used:
             self._pullback.used = False

@@ -26,7 +26,8 @@ _FAMILIES: dict[int, tuple[type[Orthogonalization], ...]] = {
 
 def checkpoint_code(orthogonalizer: nn.Module) -> int:
     """``100 · version + family``; family 0 is a hook of the user's own."""
-    found = (code for code, classes in _FAMILIES.items() if type(orthogonalizer) in classes)
+    inner = getattr(orthogonalizer, "matrix_hook", orthogonalizer)  # a kernel's family is that of its matrix
+    found = (code for code, classes in _FAMILIES.items() if type(inner) in classes)
     return 100 * FORMAT_VERSION + next(found, 0)
 
 

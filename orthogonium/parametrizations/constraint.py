@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ _enrolled: weakref.WeakValueDictionary[int, Constraint] = weakref.WeakValueDicti
 class Constraint(nn.Module):
     """A free tensor becomes a weight: ``orthogonalizer(normalizer(free))``, computed no more often than needed.
 
+    Where several free tensors stand behind one weight, the normaliser acts on the first of them.
+
     - In evaluation mode once, until the free tensor changes (in-place operations of torch are noticed; writes through
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
@@ -39,9 +42,8 @@ class Constraint(nn.Module):
         label: what error messages call the weight.
 
     Raises:
-        NonFiniteError: (a ``ValueError``) when the free tensor holds NaN or Inf. On a CPU at once. On a GPU, which
-        must not
-            be waited for, an orthogonaliser that reads numbers back finds it at once and the others let NaN through.
+        NonFiniteError: (a ``ValueError``) when the free tensor holds NaN or Inf. On a CPU at once. On a GPU, which is
+            not waited for, an orthogonaliser that reads numbers back finds it at once and the others let NaN through.
     """
 
     def __init__(self, normalizer: nn.Module, orthogonalizer: nn.Module, label: str = "weight") -> None:
@@ -59,17 +61,17 @@ class Constraint(nn.Module):
     def _normalizes(self) -> bool:
         return not getattr(self.orthogonalizer, "scale_invariant", False)
 
-    def compute(self, original: Tensor) -> Tensor:
+    def compute(self, *originals: Tensor) -> Tensor:
         """The weight, from scratch."""
-        return _pipeline(self.normalizer if self._normalizes else None, self.orthogonalizer, original)
+        return _pipeline(self.normalizer if self._normalizes else None, self.orthogonalizer, originals)
 
-    def forward(self, original: Tensor) -> Tensor:
+    def forward(self, *originals: Tensor) -> Tensor:
         try:
-            if _must_recompute(original):
-                if not self.training and _compiles_without_gradient(original):
-                    return _remembered(original, self._number)
-                return self.compute(original)
-            evaluation, position = self._current(original)
+            if any(_must_recompute(original) for original in originals):
+                if not self.training and _compiles_without_gradient(originals):
+                    return _remembered(list(originals), self._number, list(self._weight_shape(originals[0])))
+                return self.compute(*originals)
+            evaluation, position = self._current(originals)
             return evaluation.weight(position)
         except NonFiniteError as error:
             raise self._named(error) from None
@@ -78,20 +80,24 @@ class Constraint(nn.Module):
         text = str(error).removeprefix("matrix ").removeprefix("weight ")
         return NonFiniteError(f"{self.label} {text}")
 
-    def _current(self, original: Tensor, alias: bool = False) -> tuple[Evaluation, int]:
+    def _weight_shape(self, original: Tensor) -> tuple[int, ...]:
+        plan = getattr(self.orthogonalizer, "plan", None)
+        return tuple(original.shape) if plan is None else tuple(plan.weight_shape)
+
+    def _current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
             evaluation, position = self._evaluation
-            if evaluation.is_current(position, original, alias) and self._may_reuse(evaluation, position):
+            if evaluation.is_current(position, originals, alias) and self._may_reuse(evaluation, position):
                 return self._evaluation
-        if self._group is None or not self._group.evaluate(self, original):
+        if self._group is None or not self._group.evaluate(self, originals):
             normalizer = self.normalizer if self._normalizes else None
             orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
             def compute(free: list[Tensor]) -> list[Tensor]:
-                return [_pipeline(normalizer, orthogonalizer, free[0])]
+                return [_pipeline(normalizer, orthogonalizer, free)]
 
             keep_graph = self.training and torch.is_grad_enabled()
-            self._evaluation = Evaluation(compute, [original], keep_graph), 0
+            self._evaluation = Evaluation(compute, [originals], keep_graph), 0
         assert self._evaluation is not None
         return self._evaluation
 
@@ -109,14 +115,21 @@ class Constraint(nn.Module):
     def right_inverse(self, weight: Tensor) -> Any:
         self._evaluation = None
         with torch.no_grad():
-            free = weight
-            for hook in (self.orthogonalizer, self.normalizer):
-                inverse = getattr(hook, "right_inverse", None)
-                try:
-                    free = inverse(free) if inverse is not None else free
-                except NonFiniteError as error:
-                    raise self._named(error) from None
-        return free
+            try:
+                free = _inverse(self.orthogonalizer, weight)
+                if isinstance(free, tuple):
+                    return (_inverse(self.normalizer, free[0]), *free[1:])
+                return _inverse(self.normalizer, free)
+            except NonFiniteError as error:
+                raise self._named(error) from None
+
+    def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
+        """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
+        self._evaluation = None
+        with torch.no_grad():
+            hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
+            free: Tensor = _inverse(self.normalizer, _inverse(hook, matrix))
+            return free
 
     def train(self, mode: bool = True) -> Constraint:
         self._evaluation = None
@@ -145,10 +158,15 @@ class Constraint(nn.Module):
         self._enrol()
 
 
-def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, original: Tensor) -> Tensor:
-    free = original if normalizer is None else normalizer(original)
-    weight: Tensor = orthogonalizer(free)
+def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, originals: Sequence[Tensor]) -> Tensor:
+    first = originals[0] if normalizer is None else normalizer(originals[0])
+    weight: Tensor = orthogonalizer(first, *originals[1:])
     return weight
+
+
+def _inverse(hook: nn.Module, weight: Tensor) -> Any:
+    inverse: Any = getattr(hook, "right_inverse", None)
+    return weight if inverse is None else inverse(weight)
 
 
 def _must_recompute(original: Tensor) -> bool:
@@ -163,21 +181,21 @@ def _must_recompute(original: Tensor) -> bool:
     )
 
 
-def _compiles_without_gradient(original: Tensor) -> bool:
+def _compiles_without_gradient(originals: Sequence[Tensor]) -> bool:
     """Whether compiled code, not an exported program that outlives this process, reads the weight for its value."""
     if not torch.compiler.is_compiling() or _is_exporting():
         return False
-    return not (torch.is_grad_enabled() and original.requires_grad)
+    return not (torch.is_grad_enabled() and any(original.requires_grad for original in originals))
 
 
 @torch.library.custom_op(f"orthogonium_{__version__.replace('.', '_')}::remembered", mutates_args=())
-def _remembered(original: Tensor, number: int) -> Tensor:
+def _remembered(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
     """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
-    evaluation, position = _enrolled[number]._current(original, alias=True)
+    evaluation, position = _enrolled[number]._current(originals, alias=True)
     with torch.no_grad():
         return evaluation.weight(position).clone()
 
 
 @_remembered.register_fake
-def _(original: Tensor, number: int) -> Tensor:
-    return torch.empty_like(original)
+def _(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
+    return originals[0].new_empty(shape)

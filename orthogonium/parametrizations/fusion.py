@@ -2,7 +2,7 @@
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +19,18 @@ class _Group:
     def __init__(self, members: list[tuple[nn.Module, Constraint]]) -> None:
         self._members = [(weakref.ref(owner), weakref.ref(constraint)) for owner, constraint in members]
 
-    def evaluate(self, asking: Constraint, original: Tensor) -> bool:
+    def evaluate(self, asking: Constraint, originals: Sequence[Tensor]) -> bool:
         """Give every member its weight. ``False`` where the group does not stand as it was registered."""
         members: list[tuple[Constraint, Tensor]] = []
         for owner_ref, constraint_ref in self._members:
             owner, constraint = owner_ref(), constraint_ref()
             if owner is None or constraint is None or not isinstance(owner.original, Tensor):
                 return False
-            members.append((constraint, owner.original))
+            free = owner.original
+            assert isinstance(free, Tensor)
+            members.append((constraint, free))
         reference = members[0][1]
-        if not any(c is asking and free is original for c, free in members):
+        if not any(c is asking and free is originals[0] for c, free in members):
             return False
         for constraint, free in members:
             same = free.shape == reference.shape and free.dtype == reference.dtype
@@ -44,7 +46,7 @@ class _Group:
             return list(first.orthogonalize_stack(peers, torch.stack(free)).unbind(0))
 
         keep_graph = asking.training and torch.is_grad_enabled()
-        evaluation = Evaluation(compute, [free for _, free in members], keep_graph)
+        evaluation = Evaluation(compute, [[free] for _, free in members], keep_graph)
         for position, (constraint, _) in enumerate(members):
             constraint._evaluation = evaluation, position
         return True
@@ -60,7 +62,7 @@ class FusedConstraints:
     def __init__(self, parametrized: Iterable[tuple[nn.Module, Constraint]]) -> None:
         found: dict[Any, list[tuple[nn.Module, Constraint]]] = defaultdict(list)
         for owner, constraint in parametrized:
-            hook, free = constraint.orthogonalizer, owner.original
+            hook, free = constraint.orthogonalizer, getattr(owner, "original", None)
             if isinstance(hook, Orthogonalization) and isinstance(free, Tensor) and not constraint._normalizes_state():
                 key = (type(hook), hook.extra_repr(), free.shape, free.dtype, free.device)
                 found[key].append((owner, constraint))

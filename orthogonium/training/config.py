@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from orthogonium.models import lipschitz_mlp
+from orthogonium.models import lipschitz_cnn, lipschitz_mlp
 from orthogonium.reparametrizers import PRESETS
 from orthogonium.training.data import CLASSES, FEATURES
 
-MODELS = {"mlp": lipschitz_mlp}
+MODELS = {"mlp": lipschitz_mlp, "cnn": lipschitz_cnn}
 # Chosen on validation splits of the training part. An offset of √2 r aims at the certified radius r:
 # 0.7 and 1.0 here.
 RECIPES: dict[str, dict[str, float]] = {

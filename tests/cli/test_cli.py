@@ -180,7 +180,7 @@ def test_a_full_folder_is_left_as_it_is(run, capsys):
         (["--attack-steps", "-1"], "--attack-steps must be at least 0, got -1"),
         (["--threads", "0"], "argument --threads: must be a whole number of at least 1, got 0"),
         (["--preset", "magic"], "invalid choice: 'magic'"),
-        (["--model", "cnn"], "invalid choice: 'cnn'"),
+        (["--model", "rnn"], "invalid choice: 'rnn'"),
         (["--seed", "-1"], "seed must lie in 0"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
         (["--colour"], "unrecognized arguments: --colour"),

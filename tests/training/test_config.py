@@ -29,7 +29,7 @@ def test_a_model_depends_on_the_seed_alone_and_leaves_the_global_state():
     ("values", "error", "message"),
     [
         ({"preset": "magic"}, ValueError, r"unknown preset 'magic'\. Known: default,"),
-        ({"model": "cnn"}, ValueError, r"unknown model 'cnn'\. Known: mlp"),
+        ({"model": "rnn"}, ValueError, r"unknown model 'rnn'\. Known: mlp, cnn"),
         ({"epochs": -3}, ValueError, "epochs must lie in 1 … 1000000, got -3"),
         ({"width": 7}, ValueError, r"width must be even, got 7\. Use 8"),
         ({"learning_rate": 0.0}, ValueError, r"learning_rate must be above 0, got 0\.0"),

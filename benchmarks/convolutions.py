@@ -1,0 +1,231 @@
+"""What do orthogonal convolutions cost? The weight alone, and a training step of a small CNN.
+
+    python benchmarks/convolutions.py --peer PATH
+
+Against plain ``nn.Conv2d`` with circular padding and free weights, and against another library that imports as
+``orthogonium`` (``pip install --no-deps --target PATH orthogonium==0.0.4``), which runs in a process of its own. Rounds
+alternate between the contestants; times are medians, of process time on one thread of a CPU and of wall time on a GPU.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+# (in, out, kernel, stride)
+SHAPES = [
+    (32, 32, 3, 1),
+    (64, 64, 3, 1),
+    (128, 128, 3, 1),
+    (128, 128, 5, 1),
+    (64, 64, 3, 2),
+    (64, 128, 3, 2),
+    (128, 128, 3, 2),
+]
+PRESETS = ["DEFAULT", "CHOLESKY", "QR"]
+# (channels in, out, stride) of the CNN's 3x3 convolutions, on 32x32 images
+STAGES = [(3, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
+GOALS = {"DEFAULT": 5.0, "CHOLESKY": 3.3, "QR": 3.3, "strided": 4.0, 64: 1.10, 16: 1.25}
+
+
+def make_conv(library: str, preset: str, inner: int, outer: int, k: int, stride: int) -> nn.Module:
+    if library == "plain":
+        return nn.Conv2d(inner, outer, k, stride, padding=k // 2, padding_mode="circular")
+    import orthogonium.reparametrizers as front
+
+    params = getattr(front, f"{preset}_ORTHO_PARAMS")
+    if library == "peer":
+        from orthogonium.layers.conv.AOC import AdaptiveOrthoConv2d
+
+        padding = k // 2 if stride > 1 else "same"
+        return AdaptiveOrthoConv2d(inner, outer, k, stride=stride, padding=padding, ortho_params=params)
+    from orthogonium import OrthoConv2d
+
+    return OrthoConv2d(inner, outer, k, stride=stride, ortho_params=params)
+
+
+class Halves(nn.Module):
+    """The larger and the smaller of channels half the width apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, 1)
+        return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), 1)
+
+
+def make_cnn(library: str, preset: str) -> nn.Module:
+    stages: list[nn.Module] = []
+    for inner, outer, stride in STAGES:
+        stages += [make_conv(library, preset, inner, outer, 3, stride), Halves()]
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(STAGES[-1][1], 10))
+
+
+class Worker:
+    """Answers one request a line; keeps what it has made."""
+
+    def __init__(self, library: str, device: str) -> None:
+        self.library, self.device = library, torch.device(device)
+        self.kept: dict[str, Any] = {}
+        torch.set_num_threads(1)
+
+    def clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        library = request.get("library", self.library)
+        key = json.dumps(request, sort_keys=True)
+        if key not in self.kept:
+            torch.manual_seed(0)
+            self.kept[key] = self.prepare(library, request)
+            for _ in range(3):
+                self.kept[key]()
+        run = self.kept[key]
+        begin = self.clock()
+        for _ in range(request["repeats"]):
+            run()
+        return {"ms": 1e3 * (self.clock() - begin) / request["repeats"]}
+
+    def prepare(self, library: str, request: dict[str, Any]) -> Any:
+        if request["kind"] == "weight":
+            layer = make_conv(library, request["preset"], *request["shape"]).to(self.device).train()
+            if "save" in request:
+                torch.save(layer.weight.detach().cpu(), request["save"])
+            direction = torch.randn_like(layer.weight)
+            parameters = [p for name, p in layer.named_parameters() if name != "bias" and p.requires_grad]
+
+            def weight() -> None:
+                torch.autograd.grad(layer.weight, parameters, direction)
+
+            return weight
+        model = make_cnn(library, request["preset"]).to(self.device).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        x = torch.randn(request["batch"], 3, 32, 32, device=self.device)
+        y = torch.arange(request["batch"], device=self.device) % 10
+
+        def step() -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        return step
+
+
+def serve(library: str, device: str) -> None:
+    worker = Worker(library, device)
+    for line in sys.stdin:
+        print(json.dumps(worker.answer(json.loads(line))), flush=True)
+
+
+class Contestant:
+    def __init__(self, library: str, path: Path, device: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", __file__, "--serve", library, "--device", device]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=path
+        )
+
+    def ask(self, request: dict[str, Any]) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return float(json.loads(self.process.stdout.readline())["ms"])
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def medians(entries: list[tuple[Contestant, dict[str, Any]]], rounds: int) -> list[float]:
+    for contestant, request in entries:  # make and warm up
+        contestant.ask(request)
+    times = [[contestant.ask(request) for contestant, request in entries] for _ in range(rounds)]
+    return [median(column) for column in zip(*times, strict=True)]
+
+
+def defect(path: str, stride: int) -> float:
+    """The largest distance of a singular value from one, on 8x8 images."""
+    from orthogonium.linalg.kernel_spectrum import circular_singular_values
+
+    values = circular_singular_values(torch.load(path), (8, 8), (stride, stride), (1, 1))
+    return float((values - 1).abs().max())
+
+
+def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
+    print(
+        f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}"
+        f"{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in SHAPES:
+            for preset in PRESETS:
+                request: dict[str, Any] = {"kind": "weight", "shape": shape, "preset": preset, "repeats": 3}
+                entries = [(ours, request | {"save": f"{folder}/ours.pt"})]
+                if peer is not None:
+                    entries.append((peer, request | {"save": f"{folder}/peer.pt"}))
+                found = medians(entries, rounds)
+                inner, outer, k, s = shape
+                line = f"{f'{inner} -> {outer}, k {k}, stride {s}':<28}{preset:<10}{found[0]:9.2f}"
+                if peer is not None:
+                    goal = GOALS["strided"] if s > 1 and preset == "DEFAULT" else GOALS[preset]
+                    line += f"{found[1]:9.2f}{found[1] / found[0]:7.2f}{goal:6.1f}"
+                else:
+                    line += f"{'–':>9}{'–':>7}{'–':>6}"
+                line += f"{defect(f'{folder}/ours.pt', s):10.1e}"
+                print(line + (f"{defect(f'{folder}/peer.pt', s):10.1e}" if peer is not None else ""), flush=True)
+
+
+def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
+    print(f"\n{'CNN step':<12}{'contestant':<18}{'ms':>9}{'/ plain':>9}{'goal':>6}")
+    for batch in (64, 16):
+        request = {"kind": "step", "batch": batch, "repeats": 1 if batch == 64 else 3}
+        entries = [(ours, request | {"library": "plain", "preset": ""})]
+        names = ["plain"]
+        for preset in ("DEFAULT", "CHOLESKY"):
+            entries.append((ours, request | {"preset": preset}))
+            names.append(f"ours {preset}")
+        if peer is not None:
+            entries.append((peer, request | {"preset": "DEFAULT"}))
+            names.append("peer DEFAULT")
+        found = medians(entries, rounds)
+        for name, value in zip(names, found, strict=True):
+            goal = f"{GOALS[batch]:6.2f}" if name.startswith("ours") else ""
+            print(f"{f'batch {batch}':<12}{name:<18}{value:9.2f}{value / found[0]:9.3f}{goal}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="folder with the other library")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", choices=["weights", "steps"])
+    parser.add_argument("--serve", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.device)
+        return 0
+    ours = Contestant("ours", Path(__file__).resolve().parent.parent, options.device)
+    peer = Contestant("peer", options.peer.resolve(), options.device) if options.peer else None
+    if options.only != "steps":
+        weights(ours, peer, options.rounds)
+    if options.only != "weights":
+        steps(ours, peer, options.rounds)
+    for contestant in (ours, peer):
+        if contestant is not None:
+            contestant.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Convolution kernels in one to three dimensions: compose them, take adjoints, build orthogonal ones from projectors.
+
+A kernel ``K`` of shape ``(out, in, *k)`` maps ``x`` to ``(K x)[p] = Σ_t K[t] x[p + t]``, as
+``torch.nn.functional.conv*d`` does. Composition is associative, the adjoint of a composition is the composition of the
+adjoints in reverse, and a kernel is orthogonal when it composes with its adjoint to the identity.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve(images: Tensor, kernel: Tensor, **keywords: Any) -> Tensor:
+    """``torch.nn.functional.conv1d``, ``2d`` or ``3d``, by the kernel's dimensions."""
+    return _CONVOLUTIONS[kernel.ndim - 2](images, kernel, **keywords)
+
+
+def compose_kernels(outer: Tensor, inner: Tensor, groups: int = 1, stride: int | Sequence[int] = 1) -> Tensor:
+    """The kernel of "first ``inner``, then ``outer``": ``C[t] = Σ_{s b + a = t} outer[b] inner[a]``.
+
+    Args:
+        outer: ``(out, middle / groups, *k)``.
+        inner: ``(middle, in / groups, *j)``.
+        groups: of both.
+        stride: ``s``, that of ``inner``; the composition then moves by the product of both strides.
+
+    Returns:
+        ``(out, in / groups, *(s (k − 1) + j))``.
+
+    Raises:
+        ValueError: channels or dimensions that do not match.
+    """
+    dims = outer.ndim - 2
+    if dims not in _CONVOLUTIONS or inner.ndim != outer.ndim:
+        raise ValueError(
+            f"kernels must both be (out, in, *k) in 1 to 3 dimensions, got {tuple(outer.shape)}, {tuple(inner.shape)}"
+        )
+    if outer.shape[1] * groups != inner.shape[0] or outer.shape[0] % groups or inner.shape[0] % groups:
+        raise ValueError(
+            f"outer reads {outer.shape[1]} x {groups} groups of channels and inner writes {inner.shape[0]}"
+        )
+    strides = (stride,) * dims if isinstance(stride, int) else tuple(stride)
+    if any(s > 1 for s in strides):
+        outer = _spread(outer, strides)
+    padding = [k - 1 for k in outer.shape[2:]]
+    reversed_outer = outer.flip(tuple(range(2, outer.ndim)))
+    full = convolve(inner.transpose(0, 1), reversed_outer, padding=padding, groups=groups)
+    return full.transpose(0, 1).contiguous()
+
+
+def _spread(kernel: Tensor, strides: Sequence[int]) -> Tensor:
+    """Zeros between taps."""
+    sides = [(k - 1) * s + 1 for k, s in zip(kernel.shape[2:], strides, strict=True)]
+    wide = kernel.new_zeros((*kernel.shape[:2], *sides))
+    every: tuple[Any, ...] = (..., *(slice(None, None, s) for s in strides))
+    wide[every] = kernel
+    return wide
+
+
+def adjoint_kernel(kernel: Tensor, groups: int = 1) -> Tensor:
+    """The kernel of the adjoint at stride one, up to a shift: ``(in, out / groups, *k)``."""
+    split = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return split.flip(tuple(range(2, kernel.ndim))).contiguous()
+
+
+def identity_kernel(
+    channels: int,
+    kernel_size: Sequence[int],
+    groups: int = 1,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """``(channels, channels / groups, *k)``: one at the centre tap ``(k − 1) // 2`` of each axis, zero elsewhere."""
+    if channels % groups:
+        raise ValueError(f"groups={groups} does not divide {channels} channels")
+    kernel = torch.zeros(channels, channels // groups, *kernel_size, dtype=dtype, device=device)
+    rows = torch.arange(channels, device=device)
+    entries: tuple[Any, ...] = (rows, rows % (channels // groups), *((k - 1) // 2 for k in kernel_size))
+    kernel[entries] = 1.0
+    return kernel
+
+
+def multiply_by_projector_taps(start: Tensor, frames: Tensor, axes: Sequence[int]) -> Tensor:
+    """Compose a kernel with one two-tap kernel ``[P, I − P]`` after another, ``P = U Uᵀ``.
+
+    Each ``[P, I − P]`` is orthogonal, since ``P (I − P) = 0``, so an orthogonal start stays orthogonal; it grows by
+    one along the tap's axis. ``P X`` is computed as ``U (Uᵀ X)`` for the taps that exist: no padding zeros are
+    multiplied, no projector is formed. The reverse is written by hand: two more products of that size per tap.
+
+    Args:
+        start: ``(groups, c, *k, n)``: channels to multiply, kernel sides, whatever is carried along.
+        frames: ``(taps, groups, c, r)``, ``U`` of each tap, orthonormal columns.
+        axes: for each tap, the kernel axis that it grows: 0 to ``d − 1``.
+
+    Returns:
+        ``(groups, c, *(k + number of taps along each axis), n)``.
+
+    Source:
+        Xiao et al., "Dynamical isometry and a mean field theory of CNNs", ICML 2018; Li et al., "Preventing gradient
+        attenuation in Lipschitz constrained convolutional networks", NeurIPS 2019.
+    """
+    if len(axes) == 0:
+        return start
+    axes = tuple(axes)
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return _taps_composite(start, frames, axes)
+    result: Tensor = _Taps.apply(start, frames, axes)
+    return result
+
+
+def _taps_composite(start: Tensor, frames: Tensor, axes: Sequence[int]) -> Tensor:
+    """The same from torch's differentiable functions, for second and forward derivatives."""
+    x = start
+    for frame, axis in zip(frames.unbind(0), axes, strict=True):
+        near = (frame @ (frame.mT @ x.flatten(2))).view_as(x)
+        zero = torch.zeros_like(x.narrow(axis + 2, 0, 1))
+        x = torch.cat((near, zero), axis + 2) + torch.cat((zero, x - near), axis + 2)
+    return x
+
+
+class _Taps(Function):
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, frames: Tensor, axes: Sequence[int]) -> Tensor:
+        x, kept = start.contiguous(), []
+        for frame, axis in zip(frames.unbind(0), axes, strict=True):
+            inside = torch.bmm(frame.mT, x.flatten(2))
+            near = torch.bmm(frame, inside).view_as(x)
+            dim, length = axis + 2, x.shape[axis + 2]
+            longer = x.new_empty((*x.shape[:dim], length + 1, *x.shape[dim + 1 :]))
+            longer.narrow(dim, 0, 1).copy_(near.narrow(dim, 0, 1))
+            longer.narrow(dim, 1, length).copy_(x - near)
+            if length > 1:
+                longer.narrow(dim, 1, length - 1).add_(near.narrow(dim, 1, length - 1))
+            kept += [x, inside]
+            x = longer
+        ctx.axes = axes
+        ctx.save_for_backward(start, frames, *kept)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        start, frames, *kept = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *_taps_backward(grad, frames, kept, ctx.axes), None
+        with torch.enable_grad():
+            leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (start, frames)]
+            value = _taps_composite(leaves[0], leaves[1], ctx.axes)
+            grad_start, grad_frames = torch.autograd.grad(value, leaves, grad, create_graph=True)
+        return grad_start, grad_frames, None
+
+
+def _taps_backward(grad: Tensor, frames: Tensor, kept: Sequence[Tensor], axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """With ``D`` the gradient of ``U Uᵀ X``: ``dX = G₊ + U Uᵀ D`` and ``dU = D (Uᵀ X)ᵀ + X (Uᵀ D)ᵀ``."""
+    grad_frames: list[Tensor] = []
+    for j in range(len(axes) - 1, -1, -1):
+        x, inside, frame, dim = kept[2 * j], kept[2 * j + 1], frames[j], axes[j] + 2
+        length = x.shape[dim]
+        later = grad.narrow(dim, 1, length)
+        change = (grad.narrow(dim, 0, length) - later).flatten(2)
+        moved = torch.bmm(frame.mT, change)
+        grad_frames.append(torch.baddbmm(torch.bmm(change, inside.mT), x.flatten(2), moved.mT))
+        grad = later + torch.bmm(frame, moved).view_as(x)
+    return grad, torch.stack(grad_frames[::-1])
