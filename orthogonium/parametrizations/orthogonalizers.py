@@ -187,7 +187,8 @@ class _SkewOrthogonalization(Orthogonalization):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "_SkewOrthogonalization":
         super()._apply(*args, **kwargs)
-        self._restore_base()
+        if not self.base.is_meta and bool(self.base.isfinite().all()):  # `to_empty` leaves anything in there
+            self._restore_base()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -93,3 +93,11 @@ def test_assignment_in_evaluation_mode_is_seen_at_once():
         target = orthogonal_matrix((4, 4), dtype=torch.float32, seed=5)
         layer.weight = target
         torch.testing.assert_close(layer(torch.ones(4)) - layer.bias, target @ torch.ones(4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", SKEW_TYPE)
+def test_a_checkpoint_with_a_broken_base_is_refused(preset):
+    state = OrthoLinear(4, 4, ortho_params=PRESETS[preset]).state_dict()
+    state["parametrizations.weight.0.orthogonalizer.base"].fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        OrthoLinear(4, 4, ortho_params=PRESETS[preset]).load_state_dict(state)

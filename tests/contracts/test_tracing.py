@@ -97,7 +97,12 @@ def test_meta_device(preset):
     y = model(torch.ones(5, 6, device="meta"))
     y.sum().backward()
     assert y.shape == (5, 3)
-    model = model.to_empty(device="cpu")
+    torch.use_deterministic_algorithms(True)  # which fills uninitialised memory with NaN
+    try:
+        model = model.to_empty(device="cpu")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(p.isnan().all() for p in model.parameters())
     model.load_state_dict(model_of(preset).state_dict())
     assert_same([model(torch.ones(5, 6))], [model_of(preset)(torch.ones(5, 6))])
 
