@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orthogonium._checks import check_floating
-from orthogonium.layers._geometry import as_tuple, check_kernel_exists
+from orthogonium._checks import as_tuple, check_floating, check_kernel_exists
 from orthogonium.parametrizations.kernel import KernelPlan, draw_parts
 
 

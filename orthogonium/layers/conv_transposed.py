@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthogonium.layers._geometry import as_tuple
+from orthogonium._checks import as_tuple
 from orthogonium.layers.conv import _DOC, _OrthoKernelLayer
 from orthogonium.parametrizations.kernel import KernelPlan
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams

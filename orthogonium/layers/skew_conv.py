@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from orthogonium.layers._geometry import ConvGeometry, as_tuple, check_channels
+from orthogonium._checks import as_tuple, check_channels
+from orthogonium.layers._geometry import ConvGeometry
 from orthogonium.layers.constrain import constrain
 from orthogonium.layers.linear import _rebuild
 from orthogonium.linalg.kernels import convolve

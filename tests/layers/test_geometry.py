@@ -3,8 +3,9 @@ import itertools
 import pytest
 import torch
 
+from orthogonium._checks import as_tuple
 from orthogonium.layers import OrthoConv1d
-from orthogonium.layers._geometry import ConvGeometry, as_tuple, reads_twice
+from orthogonium.layers._geometry import ConvGeometry, reads_twice
 from tests.operators import allowance, explicit, spectrum
 
 
