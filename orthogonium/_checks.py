@@ -106,8 +106,8 @@ def check_kernel_exists(
         if k > 1 and common > 1:
             raise ValueError(
                 f"no orthogonal kernel is built for kernel_size={k}, stride={s}, dilation={d} (axis {axis}): stride "
-                f"and dilation share the factor {common}, so windows read one position in {common}. Use a dilation without "
-                f"a common factor, or take every {common}th position first and use stride {s // common} and dilation "
+                f"and dilation share the factor {common}, so windows read one position in {common}. Use a dilation "
+                f"without a common factor, or take every {common}th position first and use stride {s // common} and dilation "
                 f"{d // common}."
             )
     room = in_channels * prod(min(k, s) for k, s in zip(kernel_size, stride, strict=True))
