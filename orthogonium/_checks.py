@@ -107,8 +107,8 @@ def check_kernel_exists(
             raise ValueError(
                 f"no orthogonal kernel is built for kernel_size={k}, stride={s}, dilation={d} (axis {axis}): stride "
                 f"and dilation share the factor {common}, so windows read one position in {common}. Use a dilation "
-                f"without a common factor, or take every {common}th position first and use stride {s // common} and dilation "
-                f"{d // common}."
+                f"without a common factor, or take every {common}th position first and use stride {s // common} and "
+                f"dilation {d // common}."
             )
     room = in_channels * prod(min(k, s) for k, s in zip(kernel_size, stride, strict=True))
     if any(k < s for k, s in zip(kernel_size, stride, strict=True)) and out_channels > room:
