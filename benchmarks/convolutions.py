@@ -3,7 +3,7 @@
     python benchmarks/convolutions.py --peer PATH
 
 Against plain ``nn.Conv2d`` with circular padding and free weights, and against another library that imports as
-``orthogonium`` (``pip install --no-deps --target PATH orthogonium==0.0.4``), which runs in a process of its own. Rounds
+``orthogonium``, which runs in a process of its own. Rounds
 alternate between the contestants; times are medians, of process time on one thread of a CPU and of wall time on a GPU.
 """
 

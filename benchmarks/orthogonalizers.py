@@ -2,8 +2,8 @@
 
     python benchmarks/orthogonalizers.py --peer PATH --out docs/benchmarks
 
-``--peer PATH`` is a folder with another library that imports as ``orthogonium`` (``pip install --no-deps --target
-PATH ...``); it runs in a process of its own. Times are medians over rounds of process time (wall time on a GPU), in
+``--peer PATH`` is a folder with another library that imports as ``orthogonium``; it runs in a process of its own.
+Times are medians over rounds of process time (wall time on a GPU), in
 units of the *pair*: the two matrix products of ``(W Wᵀ) W`` for that shape, measured in the same round.
 """
 
