@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from orthogonium._version import __version__
-
-Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 
 def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
