@@ -19,7 +19,8 @@ ORDER = [
     {"parametrizations"},
     {"reparametrizers", "initialization"},
     {"layers"},
-    {"certification", "surgery", "diagnostics", "models"},
+    {"certification"},
+    {"surgery", "diagnostics", "models", "optim", "testing"},
     {"training"},
     {"cli"},
 ]
