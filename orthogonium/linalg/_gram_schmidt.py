@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import (
     raise_if_not_finite,
@@ -14,7 +15,7 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product
+from orthogonium.linalg._products import add_product, lower_product
 
 Factors = tuple[Tensor, Tensor]
 
@@ -62,17 +63,15 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     factorisation, entries out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ``
     was harmless, and ``L`` is as good as ``Q``.
     """
-    lower = torch.linalg.cholesky_ex(matrix @ matrix.mT).L
+    lower = torch.linalg.cholesky_ex(lower_product(matrix, matrix.mT)).L
     q = solve_lower(lower, matrix)
-    error = q @ q.mT
-    error.diagonal(dim1=-2, dim2=-1).sub_(1)
+    step = lower_product(q, q.mT).tril_()
+    step.diagonal(dim1=-2, dim2=-1).sub_(1).mul_(0.5)
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    size = torch.linalg.matrix_norm(error)
-    if not (size if size.ndim == 0 else size.amax()).item() <= limit:
+    size = torch.linalg.matrix_norm(step)  # of E without its upper triangle, and half of the diagonal
+    if not 2 * (size if size.ndim == 0 else size.amax()).item() <= limit:
         return None
-    step = error.tril_()
-    step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
     return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
 
 
@@ -177,7 +176,8 @@ class _DualLQ(_LQ):
 
 
 def _apply(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    return (_LQ if torch.compiler.is_compiling() else _DualLQ).apply(matrix, method)
+    factors: tuple[Tensor, Tensor, Tensor] = apply(_LQ if torch.compiler.is_compiling() else _DualLQ, matrix, method)
+    return factors
 
 
 def gram_schmidt(matrix: Tensor, method: str) -> Tensor:
