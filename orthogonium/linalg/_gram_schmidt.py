@@ -18,6 +18,7 @@ from orthogonium.linalg._precision import (
 from orthogonium.linalg._products import add_product, lower_product
 
 Factors = tuple[Tensor, Tensor]
+_ORDINARY = torch.tensor(False)  # see `_lq_forward`
 
 
 def solve_lower(lower: Tensor, right: Tensor) -> Tensor:
@@ -86,16 +87,20 @@ def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
 @opaque(_fake_forward)
 def _lq_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """``(Q, L, s)``; ``s``, on the CPU, says that ``L`` may be singular or of extreme scale."""
+    if matrix.ndim > 3:  # products of two batch dimensions cost half again as much
+        q, lower, special = _lq_forward(matrix.flatten(0, -3), method)
+        batch = matrix.shape[:-2]
+        return q.unflatten(0, batch), lower.unflatten(0, batch), special
     if method == "householder":
-        return *householder(matrix), torch.tensor(True)
+        return *householder(matrix), ~_ORDINARY
     stable = method == "cholesky_stable"
     factors = _verified_cholesky(matrix, stable)
     if factors is not None:
-        return *factors, torch.tensor(False)
+        return *factors, _ORDINARY.clone()
     double = matrix.double()
     factors = _verified_cholesky(double, stable) if matrix.dtype == torch.float32 else None
     q, lower = householder(double) if factors is None else factors
-    return q.to(matrix.dtype), lower.to(matrix.dtype), torch.tensor(True)
+    return q.to(matrix.dtype), lower.to(matrix.dtype), ~_ORDINARY
 
 
 @opaque(lambda grad, q, lower, special: torch.empty_like(grad, memory_format=torch.contiguous_format))
@@ -105,6 +110,9 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
     Rows that depend on earlier ones (a zero on the diagonal of ``L``, to rounding) get the gradient zero, and a zero
     matrix that of ``L = I``.
     """
+    if grad.ndim > 3:
+        flat = _lq_backward(*(t.flatten(0, -3) for t in (grad, q, lower)), special)
+        return flat.unflatten(0, grad.shape[:-2])
     with without_autocast(grad):
         lower_part = (grad @ q.mT).tril_()
         strict = lower_part.tril(-1)
