@@ -3,14 +3,16 @@
     python benchmarks/extreme_depth.py --out docs/benchmarks --plot docs/images/extreme_depth.png
 
 Handwritten digits (8×8, 1,297 to train on and 500 to test on), one thread, momentum SGD of a rate that shrinks with
-depth, the same for all starts of a network. Starts: ``initialize(...)`` of this library; torch's default; torch's
-default gain with orthogonal matrices (kernels of convolutions reshaped to matrices). Prints, for each run, process
-time, accuracy on the test images, and the size of the first layer's gradient over the last body layer's at the start.
+depth, the same for all starts of a network but for the biases (see ``begin``). Starts: ``initialize(...)`` of this
+library; torch's default; ``nn.init.orthogonal_``, which takes kernels for matrices, with torch's gain 5/3 and with 1.
+Prints process time, accuracy on the test images, and the size of the first hidden layer's gradient over the last's at
+the start. A run ends at the first loss that is not finite.
 """
 
 import argparse
 import csv
 import json
+import math
 import time
 import warnings
 from pathlib import Path
@@ -22,13 +24,14 @@ from torch.nn import functional as F
 import orthogonium as og
 from orthogonium.initialization import with_scaled_ends
 
-# name: (layers, width or channels, steps, batch, learning rate × layers, kind)
+# name: (layers, width or channels, steps, batch, learning rate × layers, kind, depth passed to initialize)
+# Pixels of an image differ in size and all share one q, so convolutions are asked for more depth: smaller signals.
 RUNS = {
-    "MLP 1,000 × 32": (1_000, 32, 400, 64, 1.0, "orthogonal"),
-    "CNN 1,000 × 16": (1_000, 16, 120, 32, 1.0, "delta_orthogonal"),
-    "MLP 10,000 × 32": (10_000, 32, 80, 64, 1.0, "orthogonal"),
+    "MLP 1,000 × 32": (1_000, 32, 130, 64, 0.2, "orthogonal", 1_000),
+    "CNN 1,000 × 16": (1_000, 16, 75, 32, 0.05, "delta_orthogonal", 5_000_000),
+    "MLP 10,000 × 32": (10_000, 32, 32, 64, 0.2, "orthogonal", 10_000),
 }
-STARTS = ("initialize", "torch default", "orthogonal matrices")
+STARTS = ("initialize", "torch default", "orthogonal_ × 5/3", "orthogonal_ × 1")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,19 +59,21 @@ def build(name: str, depth: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * width, 10))
 
 
-def begin(model: nn.Sequential, start: str, depth: int, kind: str) -> nn.Sequential:
+def begin(model: nn.Sequential, start: str, depth: int, kind: str) -> tuple[nn.Sequential, float]:
+    """The model, and by how much the rate of biases is smaller: they move signals of size ``input_scale``."""
     if start == "initialize":
-        return with_scaled_ends(model, og.initialize(model, "tanh", kind, depth=depth))
-    if start == "orthogonal matrices":
+        report = og.initialize(model, "tanh", kind, depth=depth)
+        return with_scaled_ends(model, report), report.input_scale**2
+    if start.startswith("orthogonal_"):
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.orthogonal_(module.weight)
+                nn.init.orthogonal_(module.weight, 5 / 3 if start.endswith("5/3") else 1.0)
                 nn.init.zeros_(module.bias)
-    return model
+    return model, 1.0
 
 
 def gradient_ratio(model: nn.Sequential) -> float:
-    """First over last square layer."""
+    """Of the weights of the first layer between hidden features over the last."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     first, last = weights[1].grad, weights[-2].grad
     return float(first.norm() / last.norm())
@@ -80,13 +85,17 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(name: str, start: str, seed: int, rate: float | None = None, steps: int | None = None) -> dict:
-    depth, width, default_steps, batch, default_rate, kind = RUNS[name]
+    depth, width, default_steps, batch, default_rate, kind, isometry = RUNS[name]
     rate, steps = (rate or default_rate) / depth, steps or default_steps
     images, labels, test_images, test_labels = digits()
     torch.manual_seed(seed)
     clock = time.process_time()
-    model = begin(build(name, depth, width), start, depth, kind)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    model, bias_rate = begin(build(name, depth, width), start, isometry, kind)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "lr": rate},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "lr": rate * bias_rate},
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / 10) * (1 - t / steps))
     losses, ratio = [], float("nan")
     for step in range(steps):
@@ -99,10 +108,12 @@ def train(name: str, start: str, seed: int, rate: float | None = None, steps: in
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            break
     return {
         "network": name,
         "start": start,
-        "steps": steps,
+        "steps": len(losses),
         "seconds": time.process_time() - clock,
         "accuracy": accuracy(model, test_images, test_labels),
         "gradient first / last": ratio,
@@ -118,8 +129,8 @@ def draw(rows: list[dict], path: Path) -> None:
 
     names = list(dict.fromkeys(row["network"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), sharey=True, layout="constrained")
-    colours = dict(zip(STARTS, ("#0072B2", "#D55E00", "#6b6b6b"), strict=True))
-    dashes = dict(zip(STARTS, ("-", "--", ":"), strict=True))
+    colours = dict(zip(STARTS, ("#0072B2", "#D55E00", "#CC79A7", "#6b6b6b"), strict=True))
+    dashes = dict(zip(STARTS, ("-", "--", "-.", ":"), strict=True))
     for axis, name in zip([axes] if len(names) == 1 else axes, names, strict=True):
         for row in (row for row in rows if row["network"] == name):
             losses = torch.tensor(row["losses"])
