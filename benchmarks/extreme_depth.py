@@ -28,7 +28,7 @@ from orthogonium.initialization import with_scaled_ends
 # Pixels of an image differ in size and all share one q, so convolutions are asked for more depth: smaller signals.
 RUNS = {
     "MLP 1,000 × 32": (1_000, 32, 130, 64, 0.2, "orthogonal", 1_000),
-    "CNN 1,000 × 16": (1_000, 16, 75, 32, 0.05, "delta_orthogonal", 5_000_000),
+    "CNN 1,000 × 16": (1_000, 16, 75, 32, 0.05, "delta_orthogonal", 20_000_000),
     "MLP 10,000 × 32": (10_000, 32, 32, 64, 0.2, "orthogonal", 10_000),
 }
 STARTS = ("initialize", "torch default", "orthogonal_ × 5/3", "orthogonal_ × 1")

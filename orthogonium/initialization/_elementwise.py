@@ -146,7 +146,8 @@ class Elementwise:
     def _check(self) -> None:
         x = torch.linspace(-3, 3, 3 * _REARRANGEABLE, dtype=torch.float64, device="cpu")
         x = (x * 1.37 + torch.sin(7 * x)).view(3, _REARRANGEABLE)  # unequal steps, so that a mean or a sort shows
-        x = x[:, torch.randperm(_REARRANGEABLE, generator=torch.Generator().manual_seed(0))]
+        order = torch.randperm(_REARRANGEABLE, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        x = x[:, order]
         y = self._call(x)
         if y.shape == x.shape and not torch.equal(y, x) and torch.equal(y.sort(1).values, x.sort(1).values):
             self.rearranges, self._function = True, _identity  # only norms matter, and it keeps all of them

@@ -103,11 +103,11 @@ def signal_through_depth(
         q = sigma_w**2 * here.second + sigma_b**2
         if not q < 1e280:
             raise ValueError(f"the variance overflows at layer {len(chis)}: sigma_w={sigma_w} is far too large")
-    chi = torch.tensor(chis, dtype=torch.float64)
-    steps = torch.cat((chi[:-1].log(), torch.zeros(1, dtype=torch.float64)))  # the last layer is the unit
+    chi = torch.tensor(chis, dtype=torch.float64, device="cpu")
+    steps = torch.cat((chi[:-1].log(), torch.zeros(1, dtype=torch.float64, device="cpu")))  # the last layer is the unit
     gradients = torch.exp(steps.flip(0).cumsum(0).flip(0) / 2)
-    to_tensor = torch.tensor(variances, dtype=torch.float64)
-    return SignalTheory(to_tensor, torch.tensor(seconds, dtype=torch.float64).sqrt(), chi, gradients)
+    to_tensor = torch.tensor(variances, dtype=torch.float64, device="cpu")
+    return SignalTheory(to_tensor, torch.tensor(seconds, dtype=torch.float64, device="cpu").sqrt(), chi, gradients)
 
 
 def check_scales(sigma_w: float, sigma_b: float) -> None:

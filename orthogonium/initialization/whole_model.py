@@ -190,15 +190,14 @@ class _Walk:
         own = dict(module.named_parameters(recurse=False))
         kind = type(module).__mro__[1].__name__ if is_parametrized(module) else type(module).__name__
         if is_parametrized(module) and isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            self._bias(module)
             if not is_parametrized(module, "weight"):
                 return self._weighted(name, kind, module)
             method, scale = self._constrained(module)
             return LayerStart(name, kind, method, scale)
         if not own or name.endswith("parametrizations") or ".parametrizations." in f".{name}.":
             return None
-        if all(id(p) in self.seen for p in own.values()):
-            return LayerStart(name, kind, "kept: shares its weights with a layer above")
+        if any(id(p) in self.seen for p in own.values() if p.ndim > 1):
+            return LayerStart(name, kind, "kept: shares its weights with a module above")
         if not any(p.requires_grad for p in own.values()):
             return LayerStart(name, kind, "kept: frozen")
         self.seen.update(map(id, own.values()))
@@ -208,7 +207,6 @@ class _Walk:
         if isinstance(module, nn.MultiheadAttention):
             return LayerStart(name, kind, self._attention(module), 1.0)
         if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            self._bias(module)
             return self._weighted(name, kind, module)
         return LayerStart(name, kind, "kept")
 
@@ -216,6 +214,7 @@ class _Walk:
         weight: Tensor = module.weight  # type: ignore[assignment]
         if not weight.requires_grad:
             return LayerStart(name, kind, "kept: frozen")
+        self._bias(module)
         position = self.ends.get(id(module), "hidden")
         gain = 1.0 if self.draw.kind == "looks_linear" and position == "first" else self.point.sigma_w
         try:
@@ -237,6 +236,7 @@ class _Walk:
         state = module.parametrizations.weight
         if not any(parameter.requires_grad for parameter in state.parameters()):
             return "kept: frozen", None
+        self._bias(module)
         before = copy.deepcopy(state.state_dict())
         with torch.no_grad():
             for gain in (self.point.sigma_w, 1.0):

@@ -211,6 +211,31 @@ def test_what_is_kept():
     assert "3: Linear: kept: frozen" in str(report)
 
 
+def test_frozen_weights_keep_their_biases():
+    model = nn.Sequential(nn.Linear(3, 3), OrthoLinear(3, 3))
+    model[0].weight.requires_grad_(False)
+    model[1].parametrizations.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert initialize(model).kept == ["0", "1"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_head_that_shares_the_embedding_keeps_it():
+    embedding, head = nn.Embedding(6, 4), nn.Linear(4, 6)
+    head.weight = embedding.weight
+    before = embedding.weight.detach().clone()
+    report = initialize(nn.Sequential(embedding, nn.Linear(4, 4), head))
+    assert report.kept == ["0", "2"]
+    assert torch.equal(embedding.weight, before)
+
+
+def test_the_default_device_does_not_matter():
+    with torch.device("meta"):
+        assert og.gain(nn.ELU(0.7), criterion="variance") > 1
+        theory = og.initialization.signal_through_depth(torch.tanh, 1.0, depth=3)
+    assert theory.chi.device.type == "cpu"
+
+
 def test_shared_weights_are_drawn_once():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight, second.bias = first.weight, first.bias
@@ -329,3 +354,21 @@ def test_a_deep_tanh_network_learns_from_it_and_not_from_the_default():
     model = mlp([16] * 200 + [4])
     report = initialize(model, depth=200, generator=generator())
     assert learn(with_scaled_ends(model, report)) < 0.9
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+    def right_inverse(self, weight):
+        return weight
+
+
+def test_a_constraint_that_returns_something_else_keeps_its_weight():
+    layer = nn.Linear(4, 4)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+    before = layer.weight.detach().clone()
+    report = initialize(layer)
+    assert torch.equal(layer.weight, before)
+    assert report.kept == [""]
+    assert "kept: its constraint takes no orthogonal weight" in str(report)
