@@ -29,7 +29,7 @@ from orthogonium.initialization import with_scaled_ends
 RUNS = {
     "MLP 1,000 × 32": (1_000, 32, 130, 64, 0.2, "orthogonal", 1_000),
     "CNN 1,000 × 16": (1_000, 16, 75, 32, 0.05, "delta_orthogonal", 20_000_000),
-    "MLP 10,000 × 32": (10_000, 32, 32, 64, 0.2, "orthogonal", 10_000),
+    "MLP 10,000 × 32": (10_000, 32, 36, 64, 0.2, "orthogonal", 10_000),
 }
 STARTS = ("initialize", "torch default", "orthogonal_ × 5/3", "orthogonal_ × 1")
 
@@ -128,12 +128,17 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     names = list(dict.fromkeys(row["network"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.9), sharey=True, layout="constrained")
     colours = dict(zip(STARTS, ("#0072B2", "#D55E00", "#CC79A7", "#6b6b6b"), strict=True))
     dashes = dict(zip(STARTS, ("-", "--", "-.", ":"), strict=True))
     for axis, name in zip([axes] if len(names) == 1 else axes, names, strict=True):
         for row in (row for row in rows if row["network"] == name):
-            losses = torch.tensor(row["losses"])
+            losses = torch.tensor([loss for loss in row["losses"] if math.isfinite(loss)])
+            if len(losses) < 5:  # overflowed at once
+                axis.plot(
+                    [], [], color=colours[row["start"]], linestyle=dashes[row["start"]], label=f"{row['start']}: NaN"
+                )
+                continue
             window = 5
             smooth = F.avg_pool1d(losses[None, None], window, 1)[0, 0]
             steps = range(window, len(losses) + 1)
@@ -146,10 +151,27 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set_ylim(0, 3)
         axis.grid(color="#e4e4e4")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8, loc="lower left")
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.18))
     (axes if len(names) == 1 else axes[0]).set_ylabel("training loss")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def keep(rows: list[dict], folder: Path) -> list[dict]:
+    """Write figures and losses, in place of older ones of the same runs; returns all that the folder holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "extreme_depth.json"
+    old = json.loads(kept.read_text()) if kept.exists() else []
+    new = {(row["network"], row["start"]) for row in rows}
+    rows = [row for row in old if (row["network"], row["start"]) not in new] + rows
+    rows.sort(key=lambda row: (list(RUNS).index(row["network"]), STARTS.index(row["start"])))
+    rounded = [row | {"losses": [round(loss, 4) for loss in row["losses"]]} for row in rows]
+    kept.write_text(json.dumps(rounded) + "\n")
+    with (folder / "extreme_depth.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [key for key in rows[0] if key != "losses"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return rows
 
 
 def main() -> None:
@@ -161,29 +183,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, help="folder for extreme_depth.csv and .json (losses; joined over calls)")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--redraw", action="store_true", help="plot what --out holds, without training")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("error", og.UnstableVarianceWarning)
     rows = []
-    for name in arguments.run or RUNS:
+    for name in [] if arguments.redraw else arguments.run or RUNS:
         for start in arguments.start or STARTS:
             row = train(name, start, arguments.seed, arguments.rate, arguments.steps)
             rows.append(row)
             shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items() if key != "losses"}
             print(shown, f"loss {row['losses'][0]:.3f} -> {sum(row['losses'][-10:]) / 10:.3f}", flush=True)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        kept = arguments.out / "extreme_depth.json"
-        old = json.loads(kept.read_text()) if kept.exists() else []
-        new = {(row["network"], row["start"]) for row in rows}
-        rows = [row for row in old if (row["network"], row["start"]) not in new] + rows
-        rows.sort(key=lambda row: (list(RUNS).index(row["network"]), STARTS.index(row["start"])))
-        rounded = [row | {"losses": [round(loss, 4) for loss in row["losses"]]} for row in rows]
-        kept.write_text(json.dumps(rounded) + "\n")
-        with (arguments.out / "extreme_depth.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [key for key in rows[0] if key != "losses"], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        rows = keep(rows, arguments.out)
     if arguments.plot:
         draw(rows, arguments.plot)
 

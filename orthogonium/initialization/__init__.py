@@ -7,6 +7,7 @@ from orthogonium.initialization.critical import (
     criticality,
     fixed_point,
 )
+from orthogonium.initialization.ends import Scale, with_scaled_ends
 from orthogonium.initialization.gains import calculate_gain, gain
 from orthogonium.initialization.kernels import conv_orthogonal_, delta_orthogonal_
 from orthogonium.initialization.mean_field import SignalTheory, signal_through_depth
@@ -14,9 +15,7 @@ from orthogonium.initialization.mirrored import looks_linear_
 from orthogonium.initialization.whole_model import (
     Initialization,
     LayerStart,
-    Scale,
     initialize,
-    with_scaled_ends,
 )
 
 __all__ = [
