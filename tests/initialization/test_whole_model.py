@@ -118,7 +118,7 @@ def test_looks_linear_networks_are_isometries(activation, module):
     initialize(model, activation, "looks_linear", generator=generator())
     x = torch.randn(8, generator=generator(1), dtype=torch.float64)
     values = torch.linalg.svdvals(torch.autograd.functional.jacobian(model, x))
-    assert_close(values, torch.ones_like(values), rtol=0, atol=1e-13)
+    assert_close(values, torch.ones_like(values), rtol=0, atol=2e-14)  # 200 layers, a few 1e-16 each, not all one way
     assert_close(model(2 * x), 2 * model(x))
 
 
