@@ -2,6 +2,14 @@
 
 from orthogonium._version import __version__
 from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
+from orthogonium.initialization import (
+    UnstableVarianceWarning,
+    calculate_gain,
+    criticality,
+    gain,
+    initialize,
+    looks_linear_,
+)
 from orthogonium.layers import (
     AdaptiveOrthoConv2d,
     AdaptiveOrthoConvTranspose2d,
@@ -61,12 +69,18 @@ __all__ = [
     "OrthoLinear",
     "OrthoParams",
     "UnitNormLinear",
+    "UnstableVarianceWarning",
     "__version__",
     "attack",
+    "calculate_gain",
     "certified_accuracy",
     "certify",
+    "criticality",
     "fused",
+    "gain",
+    "initialize",
     "lipschitz_product",
+    "looks_linear_",
     "orthogonal",
     "singular_values",
 ]

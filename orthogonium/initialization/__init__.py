@@ -1,5 +1,39 @@
-"""Starting values for ordinary layers."""
+"""Starting values for ordinary layers, and the theory that chooses them."""
 
+from orthogonium.initialization.critical import (
+    ISOMETRY_SPREAD,
+    FixedPoint,
+    UnstableVarianceWarning,
+    criticality,
+    fixed_point,
+)
+from orthogonium.initialization.ends import Scale, with_scaled_ends
+from orthogonium.initialization.gains import calculate_gain, gain
 from orthogonium.initialization.kernels import conv_orthogonal_, delta_orthogonal_
+from orthogonium.initialization.mean_field import SignalTheory, signal_through_depth
+from orthogonium.initialization.mirrored import looks_linear_
+from orthogonium.initialization.whole_model import (
+    Initialization,
+    LayerStart,
+    initialize,
+)
 
-__all__ = ["conv_orthogonal_", "delta_orthogonal_"]
+__all__ = [
+    "ISOMETRY_SPREAD",
+    "FixedPoint",
+    "Initialization",
+    "LayerStart",
+    "Scale",
+    "SignalTheory",
+    "UnstableVarianceWarning",
+    "calculate_gain",
+    "conv_orthogonal_",
+    "criticality",
+    "delta_orthogonal_",
+    "fixed_point",
+    "gain",
+    "initialize",
+    "looks_linear_",
+    "signal_through_depth",
+    "with_scaled_ends",
+]
