@@ -28,6 +28,14 @@ class Draw:
     kind: str
     generator: torch.Generator | None
 
+    def check(self, module: nn.Linear | Convolution, position: str) -> None:
+        """Raise ``ValueError`` where this kind cannot fill the weight of the layer."""
+        if self.kind != "looks_linear":
+            return
+        if isinstance(module, CONVOLUTIONS) and (module.groups > 1 or module.transposed):
+            raise ValueError("looks-linear kernels mix all channels of a convolution: groups or transposed ones not")
+        looks_linear_(torch.empty(module.weight.shape, device="meta"), position)
+
     def matrix(self, weight: Tensor, gain: float, position: str = "hidden") -> float:
         """Fill ``(out, in)`` in place; returns the largest singular value, or its scale for Gaussian draws."""
         if self.kind == "gaussian":
@@ -50,10 +58,6 @@ class Draw:
             self._gaussian(weight, gain / math.sqrt(fan))
             return gain, "gaussian"
         if self.kind == "looks_linear":
-            if module.groups > 1 or module.transposed:
-                raise ValueError(
-                    "looks-linear kernels mix all channels of a convolution: groups or transposed ones not"
-                )
             scale = gain * growth(*_halves(weight.shape, position))
             self._fill(weight, lambda t: looks_linear_(t, position, scale, self.generator))
             return scale, "looks linear, delta"

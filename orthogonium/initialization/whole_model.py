@@ -127,12 +127,19 @@ class _Walk:
         # where neither mirrored features nor the centre of a kernel mean anything
         self.square = draw if draw.kind == "gaussian" else Draw("orthogonal", draw.generator)
         self.seen: set[int] = set()
-        weighted = [m for m in model.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))]
+        named = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))]
+        weighted = [module for _, module in named]
         self.ends = {id(weighted[0]): "first", id(weighted[-1]): "last"} if len(weighted) > 1 else {}
         if draw.kind == "looks_linear" and not self.ends:
             raise ValueError(
                 f'kind="looks_linear" needs at least two linear layers or convolutions, got {len(weighted)}'
             )
+        for name, module in named:  # all of them before the first is changed
+            if not is_parametrized(module, "weight") and module.weight.requires_grad:
+                try:
+                    draw.check(module, self.ends.get(id(module), "hidden"))
+                except ValueError as error:
+                    raise ValueError(f"{name or '(model)'}: {error}") from None
 
     def start(self, name: str, module: nn.Module) -> LayerStart | None:
         own = dict(module.named_parameters(recurse=False))
@@ -165,10 +172,7 @@ class _Walk:
         self._bias(module)
         position = self.ends.get(id(module), "hidden")
         gain = 1.0 if self.draw.kind == "looks_linear" and position == "first" else self.point.sigma_w
-        try:
-            method, scale = self._fill(module, weight, gain, position)
-        except ValueError as error:
-            raise ValueError(f"{name or '(model)'}: {error}") from None
+        method, scale = self._fill(module, weight, gain, position)
         return LayerStart(name, kind, method, scale)
 
     def _fill(self, module: nn.Module, weight: Tensor, gain: float, position: str) -> tuple[str, float]:

@@ -140,6 +140,14 @@ def test_looks_linear_convolutions():
         initialize(mlp([4, 3, 4], nn.ReLU), "relu", "looks_linear")
 
 
+def test_an_error_leaves_the_model_as_it_was():
+    model = mlp([4, 4, 3, 4], nn.ReLU)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="is odd"):
+        initialize(model, "relu", "looks_linear")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("recurrent", [nn.RNN, nn.LSTM, nn.GRU])
 def test_recurrent_layers_gate_by_gate(recurrent):
     module = recurrent(5, 8, num_layers=2, bidirectional=True, dtype=torch.float64)
