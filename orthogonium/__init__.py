@@ -2,6 +2,14 @@
 
 from orthogonium._version import __version__
 from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
+from orthogonium.initialization import (
+    Normed,
+    calibrate,
+    empirical_init,
+    fold_scales,
+    get_wrapped_submodules,
+    wrap_all_leaf_modules,
+)
 from orthogonium.layers import (
     AdaptiveOrthoConv2d,
     AdaptiveOrthoConvTranspose2d,
@@ -52,6 +60,7 @@ __all__ = [
     "ClassParam",
     "GroupSort",
     "MaxMin",
+    "Normed",
     "OrthoConv1d",
     "OrthoConv2d",
     "OrthoConv3d",
@@ -63,10 +72,15 @@ __all__ = [
     "UnitNormLinear",
     "__version__",
     "attack",
+    "calibrate",
     "certified_accuracy",
     "certify",
+    "empirical_init",
+    "fold_scales",
     "fused",
+    "get_wrapped_submodules",
     "lipschitz_product",
     "orthogonal",
     "singular_values",
+    "wrap_all_leaf_modules",
 ]
