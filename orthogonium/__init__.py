@@ -2,6 +2,7 @@
 
 from orthogonium._version import __version__
 from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
+from orthogonium.diagnostics import SpectralMonitor, coordinate_check, layerwise_lr, signal_report
 from orthogonium.initialization import (
     Normed,
     calibrate,
@@ -69,18 +70,22 @@ __all__ = [
     "OrthoConvTranspose3d",
     "OrthoLinear",
     "OrthoParams",
+    "SpectralMonitor",
     "UnitNormLinear",
     "__version__",
     "attack",
     "calibrate",
     "certified_accuracy",
     "certify",
+    "coordinate_check",
     "empirical_init",
     "fold_scales",
     "fused",
     "get_wrapped_submodules",
+    "layerwise_lr",
     "lipschitz_product",
     "orthogonal",
+    "signal_report",
     "singular_values",
     "wrap_all_leaf_modules",
 ]
