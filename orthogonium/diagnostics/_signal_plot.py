@@ -71,4 +71,5 @@ def _mark_faults(panels: Sequence[Any], layers: Sequence[LayerSignal], faults: S
         panels[0].annotate(
             ", ".join(kinds[row.name]), (number, 1), (0, -3), xycoords=("data", "axes fraction"),
             textcoords="offset points", ha="center", va="top", rotation=90, fontsize=8, color=ORANGE,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
         )  # fmt: skip

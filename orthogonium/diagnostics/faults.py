@@ -75,8 +75,8 @@ def _own_faults(call: Observed, row: LayerSignal, calls: Sequence[Observed], bef
 
 
 def _is_constant(call: Observed) -> bool:
-    """Whether all inputs of the batch look alike to this layer, so that a unit is zero for all or for none."""
-    return call.input_spread is not None and call.input_spread < 0.05 * (call.input_rms or 0.0)
+    """Whether the units that live say the same for all inputs of the batch, so that a unit is zero for all or none."""
+    return call.output_spread is not None and call.output_spread < 0.05 * call.activation_rms
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite, nan
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ def jacobian_extremes(
             if short > dense:
                 return _lanczos(y, x, pulled, cotangent, min(steps, short), short)
             matrix = _rows(pulled, cotangent)
+    if not bool(torch.isfinite(matrix).all()):
+        return JacobianExtremes(nan, nan, True)
     values = torch.linalg.svdvals(matrix.double())
     return JacobianExtremes(float(values[0]), float(values[-1]), True)
 
@@ -81,17 +84,21 @@ def _rows(output: Tensor, given: Tensor) -> Tensor:
 
 
 def _lanczos(y: Tensor, x: Tensor, pulled: Tensor, cotangent: Tensor, steps: int, short: int) -> JacobianExtremes:
-    def apply(v: Tensor) -> Tensor:
+    def product(v: Tensor) -> Tensor:
         tangent = v.to(x.dtype).view_as(x)
         (found,) = torch.autograd.grad(pulled, cotangent, tangent, retain_graph=True)
         return found.detach().reshape(-1).double()
 
-    def transpose(u: Tensor) -> Tensor:
+    def transposed_product(u: Tensor) -> Tensor:
         (found,) = torch.autograd.grad(y, x, u.to(y.dtype).view_as(y), retain_graph=True)
         return found.detach().reshape(-1).double()
 
+    apply: Callable[[Tensor], Tensor] = product
+    transpose: Callable[[Tensor], Tensor] = transposed_product
+    if y.numel() < x.numel():  # starting on the shorter side keeps the least value a bound
+        apply, transpose = transposed_product, product
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(x.numel(), generator=generator, dtype=torch.float64).to(x.device)
+    v = torch.randn(short, generator=generator, dtype=torch.float64).to(x.device)
     right, left = [v / v.norm()], list[Tensor]()
     diagonal: list[Tensor] = []
     above: list[Tensor] = []
@@ -101,6 +108,8 @@ def _lanczos(y: Tensor, x: Tensor, pulled: Tensor, cotangent: Tensor, steps: int
             u = u - above[-1] * left[-1]
         u = _orthogonalized(u, left)
         diagonal.append(u.norm())
+        if not isfinite(float(diagonal[-1])):
+            return JacobianExtremes(nan, nan, False)
         if float(diagonal[-1]) <= 1e-12 * float(max(diagonal)):
             break
         left.append(u / diagonal[-1])
