@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from orthogonium.initialization.empirical._trees import detached, is_signal, map_signals, rms, signals
 from orthogonium.initialization.empirical._updates import kept
@@ -99,7 +100,7 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def observe(model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None) -> Run:
     """Run ``model`` forward and backward once; weights, ``.grad``, buffers and the random state stay as they are."""
     args, kwargs = arguments_of(batch)
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not leaves or not leaves[0].ndim:
         raise ValueError("batch must hold a tensor whose first axis counts inputs")
     run = Run(batch_size=len(leaves[0]))
@@ -239,7 +240,7 @@ def first_input_only(tree: Any, batch_size: int) -> Any:
         axis = batch_axis(leaf, batch_size)
         return leaf if axis is None else leaf.narrow(axis, 0, 1)
 
-    return torch.utils._pytree.tree_map(cut, tree)
+    return tree_map(cut, tree)
 
 
 def as_function_of_one_input(
@@ -259,7 +260,7 @@ def as_function_of_one_input(
             rest = found[0].narrow(axis, 1, found[0].shape[axis] - 1)
             x = torch.cat([x, rest], axis)
         new_args, new_kwargs = map_signals(lambda number, tensor: x if number == 0 else tensor, given)
-        output = next(t for t in torch.utils._pytree.tree_leaves(module(*new_args, **new_kwargs)) if is_signal(t))
+        output = next(t for t in tree_leaves(module(*new_args, **new_kwargs)) if is_signal(t))
         out_axis = batch_axis(output, batch_size) if axis is not None else None
         return output if out_axis is None else output.narrow(out_axis, 0, 1)
 

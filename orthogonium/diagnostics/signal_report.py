@@ -21,7 +21,7 @@ from orthogonium.diagnostics.jacobian import JacobianExtremes, jacobian_extremes
 from orthogonium.diagnostics.layer_signal import LayerSignal
 from orthogonium.initialization.empirical._trees import rms
 from orthogonium.initialization.empirical._updates import kept
-from orthogonium.initialization.empirical.normed import Normed
+from orthogonium.initialization.empirical.normed import Normed, true_gradients
 
 _HEAD = ("layer", "type", "activation", "gradient", "gain", "σ min", "σ max", "dead", "saturated", "cosine", "Δw/w")
 
@@ -110,7 +110,7 @@ def signal_report(
     run = observe(model, batch, loss)
     whole = None
     spectra: dict[int, JacobianExtremes] = {}
-    with kept(list(model.buffers())), torch.random.fork_rng(devices=[]):
+    with kept(list(model.buffers())), true_gradients(model), torch.random.fork_rng(devices=[]):
         if jacobian != "none":
             whole = _extremes(model, *arguments_of(batch), run, steps)
         if jacobian == "layers":

@@ -179,6 +179,9 @@ def test_wrapped_modules_count_as_one_layer_with_their_scales():
     rows = og.signal_report(model, x).layers
     assert [row.kind for row in rows] == ["Linear", "ReLU", "Linear"]
     assert rows[0].activation_rms == pytest.approx(1, rel=1e-4)
+    scaled = float(model[0].activation_scale) * torch.linalg.svdvals(model[0].weight.detach())
+    assert (rows[0].sigma_max, rows[0].sigma_min) == pytest.approx((float(scaled[0]), float(scaled[-1])), rel=1e-4)
+    assert model[0].gradient_scale != model[0].activation_scale
 
 
 def test_reused_layers_get_a_row_per_call():

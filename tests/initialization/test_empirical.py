@@ -1,7 +1,10 @@
 """Scales found by running a network: three targets, in one pass, on every kind of module."""
 
 import copy
+import io
 import json
+import pickle
+import sys
 from math import prod
 from statistics import geometric_mean
 
@@ -261,7 +264,7 @@ def test_a_step_of_gradient_descent_moves_outputs_by_the_learning_rate():
     optimizer = torch.optim.SGD(wrapper.parameters(), lr=rate)
     loss(model(x)).backward()
     optimizer.step()
-    assert 0.7 < float((wrapper(x) - before).square().mean().sqrt()) / rate < 1.4
+    assert 0.7 < float((wrapper(x).detach() - before).square().mean().sqrt()) / rate < 1.4
 
 
 def test_scaled_gradients_are_the_true_ones_times_the_scales():
@@ -303,6 +306,23 @@ def test_quiet_unless_asked(capsys):
     assert "update" in capsys.readouterr().out
     assert "frozen" in str(report)
     assert "1 pass," in str(report)
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_long_runs_on_a_terminal_show_a_bar(has_rich, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    tune(build(frozen))
+    assert sys.stderr.getvalue() == ""  # it was quick
+    monkeypatch.setattr("orthogonium.initialization.empirical._progress._PATIENCE", 0.0)
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich.progress", None)
+    tune(build(frozen))
+    assert "empirical_init" in sys.stderr.getvalue()
+    assert ("100 %" in sys.stderr.getvalue()) == (not has_rich)
 
 
 def test_notes_name_what_could_not_be_tuned():
@@ -370,6 +390,20 @@ def test_wrappers_copy_save_load_and_assign():
     assert_close(fresh(*x), expected, rtol=0, atol=0)
     model.stem.weight = nn.Parameter(torch.zeros(FEATURES, FEATURES))
     assert not model.stem.module.weight.any()
+
+
+def test_wrappers_pickle_and_compile():
+    model = build(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    tune(model, lambda b: torch.randn(b, 4))
+    x = torch.randn(3, 4, requires_grad=True)
+    expected = model(x)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = compiled(x)
+    assert_close(found, expected)
+    cotangent = torch.randn_like(found)
+    (ours,), (plain,) = (torch.autograd.grad(out, x, cotangent) for out in (found, expected))
+    assert_close(ours, plain)
 
 
 def test_forward_mode_and_batching_pass_through_wrappers():

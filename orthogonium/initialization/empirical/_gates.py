@@ -24,22 +24,31 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         _, backward = ctx.saved_tensors
         return times(gradient, backward), None, None
 
+
+class _GateForwardMode(_Gate):
+    """With the derivative that forward mode asks for; compilers refuse functions that define one."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        forward, _ = ctx.saved_tensors
+        forward, _backward = ctx.saved_tensors
         return times(tangent, forward)
 
 
 def gate(tensor: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
     """``forward * tensor`` whose gradient is multiplied by ``backward`` instead."""
-    result: Tensor = _Gate.apply(tensor, forward, backward)
+    function = _Gate if torch.compiler.is_compiling() else _GateForwardMode
+    result: Tensor = function.apply(tensor, forward, backward)
     return result
 
 

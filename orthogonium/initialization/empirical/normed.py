@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 import torch
@@ -131,6 +132,21 @@ def is_scaled(module: nn.Module, number: int) -> bool:
 def get_wrapped_submodules(module: nn.Module) -> list[Normed]:
     """Every :class:`Normed` in ``module``, itself included, once each."""
     return [found for found in module.modules() if isinstance(found, Normed)]
+
+
+@contextmanager
+def true_gradients(model: nn.Module) -> Iterator[None]:
+    """Within it, derivatives of ``model`` are those of what it computes, with no scales of their own."""
+    wrappers = get_wrapped_submodules(model)
+    before = [(wrapper.gradient_scale, wrapper.update_scale) for wrapper in wrappers]
+    try:
+        for wrapper in wrappers:
+            wrapper.gradient_scale = wrapper.activation_scale
+            wrapper.update_scale = torch.ones_like(wrapper.update_scale)
+        yield
+    finally:
+        for wrapper, (gradient, update) in zip(wrappers, before, strict=True):
+            wrapper.gradient_scale, wrapper.update_scale = gradient, update
 
 
 @overload
