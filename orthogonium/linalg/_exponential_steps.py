@@ -25,9 +25,9 @@ def squarings_for(norm: float, dtype: torch.dtype) -> int:
     return max(0, math.ceil(math.log2(norm / reach))) if norm > reach else 0
 
 
-def _taylor(a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _taylor(a: Tensor, square: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``(T₈(A), intermediates)``."""
-    square = a @ a
+    square = a @ a if square is None else square
     mixed = _X1 * a + _X2 * square
     fourth = square @ mixed
     left = _X3 * square + fourth
@@ -38,18 +38,18 @@ def _taylor(a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return result, (square, mixed, left, right)
 
 
-def expm(a: Tensor, squarings: int) -> Tensor:
-    """``exp(A)`` for ``(..., n, n)``, by ``3 + squarings`` products."""
-    result, _ = _taylor(a * 0.5**squarings)
+def expm(a: Tensor, squarings: int, square: Tensor | None = None) -> Tensor:
+    """``exp(A)`` for ``(..., n, n)``, by ``3 + squarings`` products, one less with ``A²`` at hand."""
+    result, _ = _taylor(a * 0.5**squarings, None if square is None else square * 0.25**squarings)
     for _ in range(squarings):
         result = result @ result
     return result
 
 
-def expm_reverse(a: Tensor, squarings: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+def expm_reverse(a: Tensor, squarings: int, grad: Tensor, square: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The gradient of ``<grad, exp(A)>`` in ``A``, and ``exp(A)``: the steps again, then back, two products each."""
     a = a * 0.5**squarings
-    result, (square, mixed, left, right) = _taylor(a)
+    result, (square, mixed, left, right) = _taylor(a, None if square is None else square * 0.25**squarings)
     powers = [result]
     for _ in range(squarings):
         powers.append(powers[-1] @ powers[-1])

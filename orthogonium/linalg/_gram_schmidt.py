@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import (
     raise_if_not_finite,
@@ -14,9 +15,10 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product
+from orthogonium.linalg._products import add_product, lower_product
 
 Factors = tuple[Tensor, Tensor]
+_ORDINARY = torch.tensor(False)  # see `_lq_forward`
 
 
 def solve_lower(lower: Tensor, right: Tensor) -> Tensor:
@@ -62,17 +64,15 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     factorisation, entries out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ``
     was harmless, and ``L`` is as good as ``Q``.
     """
-    lower = torch.linalg.cholesky_ex(matrix @ matrix.mT).L
+    lower = torch.linalg.cholesky_ex(lower_product(matrix, matrix.mT)).L
     q = solve_lower(lower, matrix)
-    error = q @ q.mT
-    error.diagonal(dim1=-2, dim2=-1).sub_(1)
+    step = lower_product(q, q.mT).tril_()
+    step.diagonal(dim1=-2, dim2=-1).sub_(1).mul_(0.5)
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    size = torch.linalg.matrix_norm(error)
-    if not (size if size.ndim == 0 else size.amax()).item() <= limit:
+    size = torch.linalg.matrix_norm(step)  # of E without its upper triangle, and half of the diagonal
+    if not 2 * (size if size.ndim == 0 else size.amax()).item() <= limit:
         return None
-    step = error.tril_()
-    step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
     return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
 
 
@@ -87,16 +87,20 @@ def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
 @opaque(_fake_forward)
 def _lq_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """``(Q, L, s)``; ``s``, on the CPU, says that ``L`` may be singular or of extreme scale."""
+    if matrix.ndim > 3:  # products of two batch dimensions cost half again as much
+        q, lower, special = _lq_forward(matrix.flatten(0, -3), method)
+        batch = matrix.shape[:-2]
+        return q.unflatten(0, batch), lower.unflatten(0, batch), special
     if method == "householder":
-        return *householder(matrix), torch.tensor(True)
+        return *householder(matrix), ~_ORDINARY
     stable = method == "cholesky_stable"
     factors = _verified_cholesky(matrix, stable)
     if factors is not None:
-        return *factors, torch.tensor(False)
+        return *factors, _ORDINARY.clone()
     double = matrix.double()
     factors = _verified_cholesky(double, stable) if matrix.dtype == torch.float32 else None
     q, lower = householder(double) if factors is None else factors
-    return q.to(matrix.dtype), lower.to(matrix.dtype), torch.tensor(True)
+    return q.to(matrix.dtype), lower.to(matrix.dtype), ~_ORDINARY
 
 
 @opaque(lambda grad, q, lower, special: torch.empty_like(grad, memory_format=torch.contiguous_format))
@@ -106,6 +110,9 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
     Rows that depend on earlier ones (a zero on the diagonal of ``L``, to rounding) get the gradient zero, and a zero
     matrix that of ``L = I``.
     """
+    if grad.ndim > 3:
+        flat = _lq_backward(*(t.flatten(0, -3) for t in (grad, q, lower)), special)
+        return flat.unflatten(0, grad.shape[:-2])
     with without_autocast(grad):
         lower_part = (grad @ q.mT).tril_()
         strict = lower_part.tril(-1)
@@ -177,7 +184,8 @@ class _DualLQ(_LQ):
 
 
 def _apply(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    return (_LQ if torch.compiler.is_compiling() else _DualLQ).apply(matrix, method)
+    factors: tuple[Tensor, Tensor, Tensor] = apply(_LQ if torch.compiler.is_compiling() else _DualLQ, matrix, method)
+    return factors
 
 
 def gram_schmidt(matrix: Tensor, method: str) -> Tensor:

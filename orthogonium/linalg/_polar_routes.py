@@ -22,7 +22,7 @@ from orthogonium.linalg._precision import (
     smallest_safe_scale,
     times_power_of_two,
 )
-from orthogonium.linalg._products import newton_schulz
+from orthogonium.linalg._products import newton_schulz, symmetric_product
 from orthogonium.linalg.minimax import (
     inverse_sqrt_coefficients,
     inverse_sqrt_radius,
@@ -57,6 +57,17 @@ def _route(kind: float, parameter: float) -> Tensor:
     return torch.tensor((kind, parameter), dtype=torch.float64)
 
 
+_EIGENBASIS_ROUTE = _route(EIGENBASIS, 0)
+
+
+def _largest(values: Tensor) -> float:
+    return values.item() if values.ndim == 0 else values.amax().item()
+
+
+def _smallest(values: Tensor) -> float:
+    return values.item() if values.ndim == 0 else values.amin().item()
+
+
 def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     """The polar factor of ``(..., m, n)``, ``m ≤ n``, float32 or float64, by the cheapest road that is safe."""
     if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -64,11 +75,10 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     if budget == SVD_ONLY:
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    gram = matrix @ matrix.mT
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    low, high = (bound.item() for bound in torch.aminmax(mean))
+    gram = symmetric_product(matrix, matrix.mT)
+    mean = gram.diagonal(dim1=-2, dim2=-1).sum(-1).div_(matrix.shape[-2])
     safe = torch.finfo(matrix.dtype).tiny ** 0.75
-    if not (safe <= low and high <= 1 / safe):  # also when NaN
+    if not (safe <= _smallest(mean) and _largest(mean) <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
     near = _near(matrix, gram, mean, budget)
@@ -90,15 +100,15 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
         return None
     reach = inverse_sqrt_radius(degrees[-1], tolerance)
     # ‖E‖_F² = ‖W Wᵀ‖_F²/c² − m sorts most matrices out at the price of one norm; ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
-    excess = (torch.linalg.matrix_norm(gram) / mean).square().amax().item() - rows
+    excess = _largest(torch.linalg.matrix_norm(gram) / mean) ** 2 - rows
     if not excess <= 1.1 * (reach * rows**0.25) ** 2:
         return None
     error = gram / mean[..., None, None]
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
-    size = torch.linalg.matrix_norm(error).amax().item()
-    square = error @ error
+    size = _largest(torch.linalg.matrix_norm(error))
+    square = symmetric_product(error, error)
     # two bounds on ‖E²‖₂: the Frobenius norm, and the largest row sum, which wins where many values share the error
-    squares = (torch.linalg.matrix_norm(square, kind).amax().item() for kind in ("fro", float("inf")))
+    squares = (_largest(torch.linalg.matrix_norm(square, kind)) for kind in ("fro", float("inf")))
     spread = min(size, min(squares) ** 0.5)
     if spread > reach:
         return None
@@ -120,7 +130,7 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
     eigenvalues, basis = torch.linalg.eigh(gram)
-    ratio = (eigenvalues[..., 0] / eigenvalues[..., -1]).amin().item()
+    ratio = _smallest(eigenvalues[..., 0] / eigenvalues[..., -1])
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:
         if matrix.dtype == torch.float64 or gram.dtype == torch.float64:
@@ -134,9 +144,9 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
         q = basis @ (stretch / values[..., :, None])
     else:
         stretch = values
-        q = ((basis / values[..., None, :]) @ basis.mT) @ wide
+        q = symmetric_product(basis / values[..., None, :], basis.mT) @ wide
     q = newton_schulz(q).to(matrix.dtype)
-    return q, basis.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 0)
+    return q, basis.to(matrix.dtype), stretch.to(matrix.dtype), _EIGENBASIS_ROUTE.clone()
 
 
 def by_svd(matrix: Tensor) -> Routed:
@@ -168,7 +178,7 @@ def by_minimax(matrix: Tensor) -> Routed:
         work = matrix if attempt == 1 else matrix.double()
         lowest = _LOWEST**attempt
         q = _steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest)
-        error = q @ q.mT
+        error = symmetric_product(q, q.mT)
         error.diagonal(dim1=-2, dim2=-1).sub_(1)
         if torch.linalg.matrix_norm(error).amax().item() <= tolerance:
             q = newton_schulz(newton_schulz(q)).to(matrix.dtype)

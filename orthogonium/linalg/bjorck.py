@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._precision import in_working_precision, smallest_safe_scale, without_autocast
 from orthogonium.linalg.polar import polar
 
@@ -83,7 +84,8 @@ class _DualPassThrough(_PassThrough):
 
 
 def _apply(matrix: Tensor, value: Tensor, damping: float) -> Tensor:
-    return (_PassThrough if torch.compiler.is_compiling() else _DualPassThrough).apply(matrix, value, damping)
+    handed: Tensor = apply(_PassThrough if torch.compiler.is_compiling() else _DualPassThrough, matrix, value, damping)
+    return handed
 
 
 def _damped(q: Tensor, grad: Tensor, damping: float, scale: Tensor) -> Tensor:

@@ -13,16 +13,17 @@ their determinant. Source: Edelman, Arias and Smith, SIAM J. Matrix Anal. Appl. 
 uses a QR factorisation of ``X₂`` instead of ``Z``.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite, without_autocast
-from orthogonium.linalg._products import add_product
+from orthogonium.linalg._products import add_product, skew_part, symmetric_product
 from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
 
 Map = Literal["exponential", "cayley"]
@@ -32,14 +33,27 @@ _CAYLEY_NORM = 64.0
 _SYMMETRIC_NORM = 8.0
 
 
-def _coordinates(free: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(S, X₂, Z)`` of the header; a square frame has neither ``X₂`` nor ``Z``."""
+class _Argument(NamedTuple):
+    """``A`` in the coordinates of the header; a square frame has neither ``X₂`` nor ``Z``, but ``S²``."""
+
+    skew: Tensor
+    outside: Tensor
+    gram: Tensor
+    square: Tensor | None = None
+
+    @property
+    def thin(self) -> bool:
+        return self.gram.ndim > 0
+
+
+def _coordinates(free: Tensor, base: Tensor) -> _Argument:
     if base.shape[-2] == base.shape[-1]:
-        return free - free.mT, free.new_zeros(()), free.new_zeros(())
+        nothing = free.new_zeros(())
+        return _Argument(free - free.mT, nothing, nothing)
     cross = base.mT @ free
     skew = cross - cross.mT
     outside = free - base @ cross
-    return skew, outside, outside.mT @ outside
+    return _Argument(skew, outside, outside.mT @ outside)
 
 
 def _small_matrix(skew: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,17 +65,28 @@ def _small_matrix(skew: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([upper, torch.cat([below, torch.zeros_like(gram)], dim=-1)], dim=-2), alpha
 
 
-def _norm_bound(skew: Tensor, gram: Tensor) -> float:
+def _norm_bound(argument: _Argument) -> float:
     """An upper bound on ``‖A‖₂``: the singular values of a skew matrix come in pairs, so ``‖A‖_F / √2``."""
-    squared = skew.square().sum((-2, -1))
-    if gram.ndim:
-        squared = squared + 2 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return float(squared.amax().item() / 2) ** 0.5
+    squared = torch.linalg.matrix_norm(argument.skew).square()
+    if argument.thin:
+        squared = squared + 2 * argument.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (_largest(squared) / 2) ** 0.5
+
+
+def _norm_bound_by_square(square: Tensor) -> float:
+    """The same from ``S²``, whose norms are much closer to ``‖S‖₂²`` for a large matrix."""
+    pairs = _largest(torch.linalg.matrix_norm(square)) / 2**0.5
+    rows = _largest(torch.linalg.matrix_norm(square, float("inf")))
+    return (1 + 1e-3) * min(pairs, rows) ** 0.5
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.item() if values.ndim == 0 else values.amax().item())
 
 
 def _polished(q: Tensor) -> Tensor:
     """One Newton–Schulz step on a tall frame."""
-    return add_product(q, q, q.mT @ q, scale=-0.5, addend_scale=1.5)
+    return add_product(q, q, symmetric_product(q.mT, q), scale=-0.5, addend_scale=1.5)
 
 
 def _fake_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[Tensor, Tensor]:
@@ -74,43 +99,44 @@ def _fake_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[T
 
 @opaque(_fake_forward)
 def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[Tensor, Tensor]:
-    """``(Q, a)``; the Cayley map keeps the inverse that it made for its derivative."""
-    norm, skew, outside, gram = _measured(free, base, kind, budget)
-    nothing = _fake_forward(free, base, kind, budget)[1]
+    """``(Q, a)``; the Cayley map keeps the inverse that it made for its derivative, zero where there is none."""
+    argument, norm = _measured(free, base, kind, budget)
+    nothing = torch.zeros_like(_fake_forward(free, base, kind, budget)[1])
     if norm is None:
         return spectral_map(free, base, kind), nothing
     if kind == "cayley":
-        half = _cayley_half(norm, skew, gram)
+        half = _cayley_half(norm, argument)
         q = base @ _doubled_minus_identity(half)
-        if gram.ndim:
-            return _polished(q + outside @ half), half
+        if argument.thin:
+            return _polished(q + argument.outside @ half), half
         # the symmetric inverse leaves an error of some 40 eps, which a small contract does not hold and a large one
         # does
         accurate = base.shape[-1] >= 128 and norm <= _SYMMETRIC_NORM
         return q if accurate else _polished(q), half
     squarings = squarings_for(norm, free.dtype)
-    if not gram.ndim:
-        return _polished(base @ expm(skew, squarings)), nothing
-    small, alpha = _small_matrix(skew, gram)
+    if not argument.thin:
+        return _polished(base @ expm(argument.skew, squarings, argument.square)), nothing
+    small, alpha = _small_matrix(argument.skew, argument.gram)
     columns = expm(small, squarings)[..., : base.shape[-1]]
     top, bottom = columns.split(base.shape[-1], dim=-2)
-    return _polished(base @ top + outside @ (bottom / alpha)), nothing
+    return _polished(base @ top + argument.outside @ (bottom / alpha)), nothing
 
 
 @opaque(lambda grad, free, *rest: torch.empty_like(free, memory_format=torch.contiguous_format))
 def _frame_backward(grad: Tensor, free: Tensor, base: Tensor, half: Tensor, kind: str, budget: int) -> Tensor:
     """The reverse of :func:`_frame_forward`; cheap intermediates are made again instead of stored."""
     with without_autocast(grad):
-        norm, skew, outside, gram = _measured(free, base, kind, budget)
+        square_frame = base.shape[-2] == base.shape[-1]
+        if kind == "cayley" and square_frame:
+            if half.flatten()[0].item() == 0:
+                return spectral_gradient(grad, free, base, kind)
+            return skew_part(half.mT @ (base.mT @ grad) @ half.mT)
+        (skew, outside, gram, square), norm = _measured(free, base, kind, budget)
         if norm is None:
             return spectral_gradient(grad, free, base, kind)
         rotated = base.mT @ grad
-        if not gram.ndim:
-            if kind == "cayley":
-                inner = half.mT @ rotated @ half.mT
-            else:
-                inner = expm_reverse(skew, squarings_for(norm, free.dtype), rotated)[0]
-            return inner - inner.mT
+        if square_frame:
+            return skew_part(expm_reverse(skew, squarings_for(norm, free.dtype), rotated, square)[0])
         if kind == "cayley":
             inner = half.mT @ (rotated + 0.5 * outside.mT @ grad) @ half.mT
             gram_grad = -0.5 * inner
@@ -127,29 +153,35 @@ def _frame_backward(grad: Tensor, free: Tensor, base: Tensor, half: Tensor, kind
         return outside_grad + base @ (inner - inner.mT - base.mT @ outside_grad)
 
 
-def _measured(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[float | None, Tensor, Tensor, Tensor]:
-    """``(norm, S, X₂, Z)``; the norm is ``None`` where it is too large for products, and the spectrum is needed."""
-    skew, outside, gram = _coordinates(free, base)
-    norm = _norm_bound(skew, gram)
+def _measured(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[_Argument, float | None]:
+    """``A`` and a bound on its norm, ``None`` where that is too large for products, and the spectrum is needed."""
+    argument = _coordinates(free, base)
+    norm = _norm_bound(argument)
     if not norm < float("inf"):
         raise_if_not_finite("matrix", free)
-        return None, skew, outside, gram
+        return argument, None
+    if not argument.thin and norm < torch.finfo(free.dtype).tiny ** -0.25:  # S² is far from overflow
+        square = symmetric_product(argument.skew, argument.skew)
+        argument = argument._replace(square=square)
+        norm = min(norm, _norm_bound_by_square(square))
     too_large = norm > _CAYLEY_NORM if kind == "cayley" else squarings_for(norm, free.dtype) > budget
-    return None if too_large else norm, skew, outside, gram
+    return argument, None if too_large else norm
 
 
-def _cayley_half(norm: float, skew: Tensor, gram: Tensor) -> Tensor:
+def _cayley_half(norm: float, argument: _Argument) -> Tensor:
     """``a = (I − S/2 + Z/4)⁻¹``, the upper block of ``(I − M/2)⁻¹``; its lower block is ``a / 2`` in units of ``X₂``.
 
     For a square frame ``Z = 0`` and ``a = (I + S/2)(I − S²/4)⁻¹``: a symmetric inverse costs half of a general
     one. It squares the condition number, so only for small arguments.
     """
-    system = -0.5 * skew + 0.25 * gram
-    system.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    if gram.ndim or norm > _SYMMETRIC_NORM:
+    if argument.square is None or norm > _SYMMETRIC_NORM:
+        system = -0.5 * argument.skew + 0.25 * argument.gram
+        system.diagonal(dim1=-2, dim2=-1).add_(1.0)
         return torch.linalg.inv_ex(system).inverse
-    lower = torch.linalg.cholesky_ex(system @ system.mT).L
-    return system.mT @ torch.cholesky_inverse(lower)
+    definite = argument.square * -0.25
+    definite.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(definite).L)
+    return add_product(inverse, argument.skew, inverse, scale=0.5)
 
 
 def _doubled_minus_identity(half: Tensor) -> Tensor:
@@ -160,7 +192,7 @@ def _doubled_minus_identity(half: Tensor) -> Tensor:
 
 def _frame_composite(free: Tensor, base: Tensor, kind: str) -> Tensor:
     """The same map from torch's differentiable functions, for second and forward derivatives."""
-    skew, outside, gram = _coordinates(free, base)
+    skew, outside, gram, _ = _coordinates(free, base)
     identity = torch.eye(base.shape[-1], dtype=base.dtype, device=base.device)
     if kind == "cayley":
         half = torch.linalg.inv_ex(identity - 0.5 * skew + 0.25 * gram).inverse
@@ -221,4 +253,5 @@ def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor
         return skew_frame(free.mT, base.mT, kind, budget).mT
     if not torch.compiler.is_compiling() and differentiates_forward():
         return _frame_composite(free, base, kind)
-    return _Frame.apply(free, base, kind, budget)[0]
+    frame: Tensor = apply(_Frame, free, base, kind, budget)[0]
+    return frame

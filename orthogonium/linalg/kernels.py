@@ -132,12 +132,9 @@ class _Taps(Function):
         for frame, axis in zip(frames.unbind(0), axes, strict=True):
             inside = torch.bmm(frame.mT, x.flatten(2))
             near = torch.bmm(frame, inside).view_as(x)
-            dim, length = axis + 2, x.shape[axis + 2]
-            longer = x.new_empty((*x.shape[:dim], length + 1, *x.shape[dim + 1 :]))
-            longer.narrow(dim, 0, 1).copy_(near.narrow(dim, 0, 1))
-            longer.narrow(dim, 1, length).copy_(x - near)
-            if length > 1:
-                longer.narrow(dim, 1, length - 1).add_(near.narrow(dim, 1, length - 1))
+            after = x.ndim - axis - 3  # dimensions behind the axis that grows
+            longer = torch.constant_pad_nd(x - near, (0, 0) * after + (1, 0))
+            longer.narrow(axis + 2, 0, x.shape[axis + 2]).add_(near)
             kept += [x, inside]
             x = longer
         ctx.axes = axes

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import without_autocast
+from orthogonium.linalg._products import add_product, skew_part
 from orthogonium.linalg.minimax import polar_schedule
+
+# Rounding of the products about it, in units of eps: no iteration need be better.
+_ROUNDING = 20
 
 
 def divided_by_sums(matrix: Tensor, values: Tensor, with_zeros: bool = True) -> Tensor:
@@ -82,26 +87,31 @@ def lyapunov(symmetric: Tensor, right: Tensor) -> Tensor:
     Returns:
         ``(..., n, n)``.
     """
-    return (_Lyapunov if torch.compiler.is_compiling() else _DualLyapunov).apply(symmetric, right)
+    solution: Tensor = apply(_Lyapunov if torch.compiler.is_compiling() else _DualLyapunov, symmetric, right)
+    return solution
 
 
-def skew_lyapunov_near_identity(symmetric: Tensor, skew: Tensor, spread: float) -> Tensor:
-    """``K`` for ``H = I + F`` with ``‖F‖₂ ≤ spread < 1/2`` and skew ``C``, by products alone.
+def skew_lyapunov_near_identity(deviation: Tensor, skew: Tensor, spread: float) -> Tensor:
+    """``K`` for ``H = I + F`` given ``F`` with ``‖F‖₂ ≤ spread < 1/2`` and skew ``C``, by products alone.
 
     Chebyshev iteration on ``2 K + (F K + K F) = C``; because ``K`` stays skew, ``K F = −(F K)ᵀ`` and one product
-    makes a step. The error shrinks by about ``spread / 2`` a step, down to a few units of rounding.
+    makes a step. After ``k`` of them the relative error is at most ``1 / T_{k+1}(1 / spread)``, ``T`` the Chebyshev
+    polynomials; it ends at the rounding errors of the products.
 
     Source: Golub and Varga, Numerische Mathematik 3, 1961 (Chebyshev semi-iteration).
     """
-    tolerance = 8 * torch.finfo(skew.dtype).eps
-    solution = 0.5 * skew
-    error = spread
-    previous, weight = torch.zeros_like(solution), 2.0
+    tolerance = _ROUNDING * torch.finfo(skew.dtype).eps
+    error, weight = spread, 1.0 / (1.0 - 0.5 * spread * spread)
+    if error <= tolerance:
+        return 0.5 * skew
+    # With K and C skew, the skew part of  a F K + b C + c K  is  a (F K + K F) + 2 b C + 2 c K.
+    quarter = 0.25 * weight
+    previous, solution = 0.5 * skew, skew_part(add_product(skew, deviation, skew, scale=-quarter, addend_scale=quarter))
+    error *= spread * weight / 2
     while error > tolerance:
-        product = symmetric @ solution  # (I + F) K, of which the transpose carries K (I + F)
-        residual = torch.sub(product.mT, product).add_(skew)
         weight = 1.0 / (1.0 - 0.25 * spread * spread * weight)
-        following = previous.mul_(1.0 - weight).add_(solution, alpha=weight).add_(residual, alpha=0.5 * weight)
+        addend = previous.mul_(0.5 - 0.5 * weight).add_(skew, alpha=0.25 * weight)
+        following = skew_part(add_product(addend, deviation, solution, scale=-0.5 * weight))
         previous, solution = solution, following
         error *= spread * weight / 2
     return solution

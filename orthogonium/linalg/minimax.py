@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from orthogonium.linalg._products import symmetric_product
+
 
 def best_odd_quintic(low: float, high: float) -> tuple[tuple[float, float, float], float]:
     """The odd quintic ``a x + b x³ + c x⁵`` closest to 1 on ``[low, high]``, and its error there.
@@ -97,12 +99,12 @@ def inverse_sqrt_radius(degree: int, tolerance: float) -> float:
 
 
 def matrix_polynomial(matrix: Tensor, coefficients: tuple[float, ...], square: Tensor) -> Tensor:
-    """``Σ cᵢ Xⁱ`` for batched square ``X``, with ``X²`` given, by blocks (Paterson and Stockmeyer, 1973).
+    """``Σ cᵢ Xⁱ`` for batched symmetric ``X``, with ``X²`` given, by blocks (Paterson and Stockmeyer, 1973).
 
     Degree 2 needs no further product, 4 one, 6 two, 8 three, 3j + 2 in general j + 1.
     """
     degree = len(coefficients) - 1
-    powers = [matrix, square] if degree <= 4 else [matrix, square, square @ matrix]
+    powers = [matrix, square] if degree <= 4 else [matrix, square, symmetric_product(square, matrix)]
     block = len(powers)
 
     def terms(start: int, stop: int) -> Tensor:
@@ -116,5 +118,5 @@ def matrix_polynomial(matrix: Tensor, coefficients: tuple[float, ...], square: T
     start = max((degree - 1) // block, 0) * block
     result = terms(start, degree + 1)
     for first in range(start - block, -1, -block):
-        result = terms(first, first + block).add_(powers[-1] @ result)
+        result = terms(first, first + block).add_(symmetric_product(powers[-1], result))
     return result

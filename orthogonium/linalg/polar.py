@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._polar_routes import (
     NEAR,
@@ -20,7 +21,7 @@ from orthogonium.linalg._polar_routes import (
     nearest_orthogonal,
 )
 from orthogonium.linalg._precision import in_working_precision, without_autocast
-from orthogonium.linalg._products import add_product
+from orthogonium.linalg._products import add_product, skew_part, symmetric_product
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
     lyapunov,
@@ -62,14 +63,18 @@ def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, str
     low, high = (1 - spread) ** 0.5, (1 + spread) ** 0.5
     spread = (high - low) / (high + low)
     cross = grad @ q.mT
-    skew = cross - cross.mT
+    skew = skew_part(cross)
     scale = stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
     if matrix.shape[-2] == matrix.shape[-1]:
         center = 0.5 * (high + low) * scale
-        return skew_lyapunov_near_identity((matrix @ q.mT).div_(center), skew.div_(center), spread) @ q
+        deviation = symmetric_product(matrix, q.mT).div_(center)
+        deviation.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        return skew_lyapunov_near_identity(deviation, skew.div_(center), spread) @ q
     # multiplied by P = H⁻¹ from both sides, the equation reads P K + K P = P C P, and P is at hand
     center = 0.5 * (1 / high + 1 / low) / scale
-    solution = skew_lyapunov_near_identity(inverse / center, inverse @ (skew / center) @ inverse, spread)
+    deviation = inverse / center
+    deviation.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    solution = skew_lyapunov_near_identity(deviation, inverse @ (skew / center) @ inverse, spread)
     return add_product(inverse @ grad, solution.sub_(inverse @ cross), q, scale=1.0)
 
 
@@ -88,11 +93,11 @@ def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor
     if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
         cross = grad @ q.mT
         rotated = basis.mT @ cross @ basis
-        inner = divided_by_sums(rotated - rotated.mT, values, special).sub_(inverse * rotated)
-        return add_product((basis @ (inverse * basis.mT)) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
+        inner = divided_by_sums(skew_part(rotated), values, special).sub_(inverse * rotated)
+        return add_product(symmetric_product(basis, inverse * basis.mT) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
     rotated_q, rotated_grad = inverse * stretch, basis.mT @ grad
     rotated = rotated_grad @ rotated_q.mT
-    inner = divided_by_sums(rotated - rotated.mT, values, special)
+    inner = divided_by_sums(skew_part(rotated), values, special)
     if q.shape[-2] == q.shape[-1]:
         return basis @ (inner @ rotated_q)
     return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
@@ -172,7 +177,10 @@ class _DualPolar(_Polar):
 
 
 def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (_Polar if torch.compiler.is_compiling() else _DualPolar).apply(matrix, budget)
+    routed: tuple[Tensor, Tensor, Tensor, Tensor] = apply(
+        _Polar if torch.compiler.is_compiling() else _DualPolar, matrix, budget
+    )
+    return routed
 
 
 def _differentiable_backward(grad: Tensor, matrix: Tensor, q: Tensor) -> Tensor:

@@ -143,6 +143,10 @@ class Evaluation:
             return True
         return torch.is_grad_enabled() and self._shared is not None and not self._pullback.used
 
+    def value(self, position: int) -> Tensor:
+        """The weight without a gradient: the tensor itself, to be read only."""
+        return self._values[position]
+
     def weight(self, position: int) -> Tensor:
         """The weight, on the shared node where gradients are recorded."""
         self._unread.discard(position)

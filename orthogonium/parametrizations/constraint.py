@@ -188,14 +188,18 @@ def _compiles_without_gradient(originals: Sequence[Tensor]) -> bool:
     return not (torch.is_grad_enabled() and any(original.requires_grad for original in originals))
 
 
-@torch.library.custom_op(f"orthogonium_{__version__.replace('.', '_')}::remembered", mutates_args=())
-def _remembered(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
+def _remembered_weight(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
     """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
     evaluation, position = _enrolled[number]._current(originals, alias=True)
-    with torch.no_grad():
-        return evaluation.weight(position).clone()
+    return evaluation.value(position).clone()
 
 
-@_remembered.register_fake
-def _(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
-    return originals[0].new_empty(shape)
+# Declared by hand: the wrapper of `torch.library.custom_op` costs as much again.
+_NAMESPACE = f"orthogonium_{__version__.replace('.', '_')}"
+_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+_library.define("remembered(Tensor[] originals, int number, int[] shape) -> Tensor")
+_library.impl("remembered", _remembered_weight, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    f"{_NAMESPACE}::remembered", lambda originals, number, shape: originals[0].new_empty(shape), lib=_library
+)
+_remembered = getattr(torch.ops, _NAMESPACE).remembered

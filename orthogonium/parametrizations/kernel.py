@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -35,39 +36,39 @@ class KernelPlan:
     stride: tuple[int, ...]
     groups: int = 1
 
-    @property
+    @cached_property
     def core(self) -> tuple[int, ...]:
         return tuple(min(k, s) for k, s in zip(self.kernel_size, self.stride, strict=True))
 
-    @property
+    @cached_property
     def axes(self) -> tuple[int, ...]:
         """The axis of each two-tap kernel."""
         pairs = zip(self.kernel_size, self.core, strict=True)
         return tuple(axis for axis, (k, core) in enumerate(pairs) for _ in range(k - core))
 
-    @property
+    @cached_property
     def after_core(self) -> bool:
         return prod(self.core) == 1 and self.out_channels >= self.in_channels
 
-    @property
+    @cached_property
     def middle(self) -> int:
         if self.after_core:
             return self.out_channels
         return max(self.in_channels, self.out_channels // prod(self.core)) if self.axes else self.in_channels
 
-    @property
+    @cached_property
     def matrix_shape(self) -> tuple[int, ...]:
         """``(groups, rows, columns)``, without ``groups`` where there is one."""
         columns = self.in_channels if self.after_core else self.middle * prod(self.core)
         return (*((self.groups,) if self.groups > 1 else ()), self.out_channels, columns)
 
-    @property
+    @cached_property
     def frames_shape(self) -> tuple[int, ...] | None:
         """``(taps, groups, middle, middle // 2)``; ``None`` without taps, and for one channel, only shifted."""
         rank = self.middle // 2
         return (len(self.axes), self.groups, self.middle, rank) if self.axes and rank else None
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.groups * self.out_channels, self.in_channels, *self.kernel_size)
 

@@ -61,6 +61,42 @@ def test_compile_with_inductor(preset):
     assert_same(step(model, torch.compile(model, fullgraph=True)), expected)
 
 
+class Spoiling(nn.Module):
+    """Writes into the weight that it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = OrthoLinear(6, 6)
+
+    def forward(self, x, spoil):
+        y = x @ self.layer.weight.mT
+        if spoil:
+            self.layer.weight.mul_(2.0)
+        return y
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_evaluation_follows_every_change(backend):
+    """Of the free tensor, of the mode, and by compiled code that writes into the weight."""
+    model = Spoiling().eval()
+    layer, x = model.layer, gaussian((3, 6), dtype=torch.float32)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        assert_same([compiled(x, False)], [model(x, False)])
+        before = layer.weight
+        kept = before.clone()
+        for change in (
+            lambda: layer.parametrizations.weight.original.add_(gaussian((6, 6), dtype=torch.float32, seed=2)),
+            lambda: compiled(x, True),
+            lambda: (layer.train(), layer.parametrizations.weight.original.data.neg_(), layer.eval()),
+            lambda: layer.load_state_dict(OrthoLinear(6, 6).state_dict()),
+        ):
+            change()
+            expected = x @ layer.parametrizations.weight[0].compute(layer.parametrizations.weight.original).mT
+            assert_same([compiled(x, False)], [expected])
+        assert torch.equal(before, kept)  # what was read by eager code stays as it was
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_compiled_step_trains(preset):
     """Weights follow the free tensor through an optimiser step and stay orthogonal."""

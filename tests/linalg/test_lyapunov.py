@@ -65,7 +65,8 @@ def test_near_identity(spread, dtype):
     for shape in [(5, 5), (2, 16, 16)]:
         symmetric = positive(shape, 1 - spread, 1 + spread, dtype=dtype)
         right = skew(shape, dtype=dtype)
-        solution = skew_lyapunov_near_identity(symmetric, right, spread)
+        deviation = symmetric - torch.eye(shape[-1], dtype=dtype)
+        solution = skew_lyapunov_near_identity(deviation, right, spread)
         assert residual(symmetric, solution, right) <= 40 * shape[-1] ** 0.5
 
 
