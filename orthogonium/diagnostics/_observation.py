@@ -97,8 +97,12 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield name, module
 
 
-def observe(model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None) -> Run:
-    """Run ``model`` forward and backward once; weights, ``.grad``, buffers and the random state stay as they are."""
+def observe(model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None, keep: str = "all") -> Run:
+    """Run ``model`` forward and backward once; weights, ``.grad``, buffers and the random state stay as they are.
+
+    ``keep`` says which inputs of layers stay in memory: ``"all"``, those of the ``"first"`` input of the batch, or
+    ``"none"``.
+    """
     args, kwargs = arguments_of(batch)
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not leaves or not leaves[0].ndim:
@@ -108,7 +112,7 @@ def observe(model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None) 
         stack.enter_context(kept(list(model.buffers())))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_watched(model, run))
+        stack.enter_context(_watched(model, run, keep))
         args, kwargs = map_signals(lambda _, t: t.detach().clone().requires_grad_() * 1, (args, kwargs))
         run.output = model(*args, **kwargs)
         value = (random_direction if loss is None else loss)(run.output)
@@ -125,7 +129,7 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 
 
 @contextmanager
-def _watched(model: nn.Module, run: Run) -> Iterator[None]:
+def _watched(model: nn.Module, run: Run, keep: str) -> Iterator[None]:
     counts: dict[nn.Module, int] = {}
     open_calls: list[Observed] = []
     channels_first = [False]
@@ -158,6 +162,10 @@ def _watched(model: nn.Module, run: Run) -> Iterator[None]:
         call.dead = dead_units(values, channels_first[0])
         call.correlation = correlation(values, run.batch_size)
         call.saturated = _saturated(module, call)
+        if keep == "none":
+            call.args, call.kwargs = (), {}
+        elif keep == "first" and not is_coupled(module):
+            call.args, call.kwargs = copied(first_input_only((call.args, call.kwargs), run.batch_size))
         if main.requires_grad:
 
             def backward(gradient: Tensor) -> None:
@@ -223,6 +231,11 @@ def dead_units(tensor: Tensor, channels_first: bool) -> float:
     axis = 1 if tensor.ndim >= 4 or (tensor.ndim == 3 and channels_first) else -1
     zero = (tensor == 0).movedim(axis, 0).reshape(tensor.shape[axis], -1).all(1)
     return float(zero.float().mean())
+
+
+def copied(tree: Any) -> Any:
+    """``tree`` with tensors that hold on to no larger storage."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def is_coupled(module: nn.Module) -> bool:

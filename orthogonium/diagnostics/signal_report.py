@@ -107,7 +107,7 @@ def signal_report(
     """
     if jacobian not in ("layers", "model", "none"):
         raise ValueError(f"jacobian must be 'layers', 'model' or 'none', got {jacobian!r}")
-    run = observe(model, batch, loss)
+    run = observe(model, batch, loss, keep="first" if jacobian == "layers" else "none")
     whole = None
     spectra: dict[int, JacobianExtremes] = {}
     with kept(list(model.buffers())), true_gradients(model), torch.random.fork_rng(devices=[]):
