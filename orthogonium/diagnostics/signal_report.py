@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from orthogonium.diagnostics._observation import Observed, Run, arguments_of, as_function_of_one_input, observe
+from orthogonium.diagnostics._observation import (
+    Observed,
+    Run,
+    arguments_of,
+    as_function_of_one_input,
+    is_coupled,
+    observe,
+)
 from orthogonium.diagnostics._signal_plot import plot_signal
 from orthogonium.diagnostics.faults import Fault, find_faults
 from orthogonium.diagnostics.jacobian import JacobianExtremes, jacobian_extremes
@@ -112,19 +119,20 @@ def signal_report(
     spectra: dict[int, JacobianExtremes] = {}
     with kept(list(model.buffers())), true_gradients(model), torch.random.fork_rng(devices=[]):
         if jacobian != "none":
-            whole = _extremes(model, *arguments_of(batch), run, steps)
+            whole = _extremes(model, *arguments_of(batch), run.batch_size, steps)
         if jacobian == "layers":
             for position, call in enumerate(run.calls):
                 if next(call.module.parameters(), None) is not None:
-                    found = _extremes(call.module, call.args, call.kwargs, run, steps)
+                    left = run.batch_size if is_coupled(call.module) else 1  # inputs that were kept
+                    found = _extremes(call.module, call.args, call.kwargs, left, steps)
                     if found is not None:
                         spectra[position] = found
     layers = tuple(_layer(call, run, learning_rate, spectra.get(i)) for i, call in enumerate(run.calls))
     return SignalReport(layers, whole, tuple(find_faults(run.calls, layers)))
 
 
-def _extremes(module: nn.Module, args: Any, kwargs: Any, run: Run, steps: int) -> JacobianExtremes | None:
-    found = as_function_of_one_input(module, args, kwargs, run.batch_size)
+def _extremes(module: nn.Module, args: Any, kwargs: Any, batch_size: int, steps: int) -> JacobianExtremes | None:
+    found = as_function_of_one_input(module, args, kwargs, batch_size)
     return None if found is None else jacobian_extremes(*found, steps=steps)
 
 

@@ -44,8 +44,8 @@ def empirical_init(
     a small step. Modules that are called several times share one scale between calls, which takes up to four runs.
 
     Weights, buffers, gradients in ``.grad`` and modes are left as they are; only the scales of the wrappers change.
-    What one constant cannot do is said in ``report.notes``. Inputs and outputs of all wrapped modules are held in memory,
-    about as much as the backward pass holds already.
+    What one constant cannot do is said in ``report.notes``. Inputs and outputs of all wrapped modules are held in
+    memory, about as much as the backward pass holds already.
 
     Args:
         wrappers: the modules to tune, see :func:`get_wrapped_submodules`.
