@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from orthogonium.initialization.empirical._trees import detached, is_signal, map_signals, rms, signals
+from orthogonium.initialization.empirical._trees import arguments_of, detached, is_signal, map_signals, rms, signals
 from orthogonium.initialization.empirical._updates import kept
 from orthogonium.initialization.empirical.normed import Normed, is_leaf
 
@@ -57,13 +57,6 @@ class Run:
     gradients: dict[Tensor, Tensor] = field(default_factory=dict)
     output: Any = None
     batch_size: int = 0
-
-
-def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tuple is several arguments, a dict keyword arguments, anything else the only argument."""
-    if isinstance(batch, tuple):
-        return batch, {}
-    return ((), batch) if isinstance(batch, dict) else ((batch,), {})
 
 
 def random_direction(output: Any) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.diagnostics._figure import GREY, figure
-from orthogonium.diagnostics._observation import arguments_of, check_loss, layers_of, random_direction
-from orthogonium.initialization.empirical._trees import rms, signals
+from orthogonium.diagnostics._observation import check_loss, layers_of, random_direction
+from orthogonium.initialization.empirical._trees import arguments_of, rms, signals
+from orthogonium.initialization.empirical.report import without_infinities
 
 # Okabe and Ito's palette, and what tells lines apart when it is used up
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -75,10 +76,7 @@ class CoordinateCheck:
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON; infinite and undefined numbers become ``null``."""
-        content = self.to_dict()
-        for row in (*content["coordinates"], content["exponents"]):
-            row.update({k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)})
-        return json.dumps(content, indent=2)
+        return json.dumps(without_infinities(self.to_dict()), indent=2)
 
     def plot(self, path: str | Path) -> None:
         """Draw sizes at the start and changes over width, one line per layer; needs matplotlib."""

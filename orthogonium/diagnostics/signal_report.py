@@ -17,7 +17,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from orthogonium.diagnostics._observation import (
     Observed,
     Run,
-    arguments_of,
     as_function_of_one_input,
     is_coupled,
     observe,
@@ -26,9 +25,10 @@ from orthogonium.diagnostics._signal_plot import plot_signal
 from orthogonium.diagnostics.faults import Fault, find_faults
 from orthogonium.diagnostics.jacobian import JacobianExtremes, jacobian_extremes
 from orthogonium.diagnostics.layer_signal import LayerSignal
-from orthogonium.initialization.empirical._trees import rms
+from orthogonium.initialization.empirical._trees import arguments_of, rms
 from orthogonium.initialization.empirical._updates import kept
 from orthogonium.initialization.empirical.normed import Normed, true_gradients
+from orthogonium.initialization.empirical.report import without_infinities
 
 _HEAD = ("layer", "type", "activation", "gradient", "gain", "σ min", "σ max", "dead", "saturated", "cosine", "Δw/w")
 
@@ -75,7 +75,7 @@ class SignalReport:
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON; infinite and undefined numbers become ``null``."""
-        return json.dumps(_finite(self.to_dict()), indent=2)
+        return json.dumps(without_infinities(self.to_dict()), indent=2)
 
     def plot(self, path: str | Path) -> None:
         """Draw sizes, gains and faults over depth into a picture; needs matplotlib."""
@@ -178,11 +178,3 @@ def _fixed(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
-
-
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

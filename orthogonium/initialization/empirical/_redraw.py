@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-_NORMALIZATION = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+from orthogonium.initialization.empirical.folding import is_normalization
 
 
 def redraw_weights(modules: Iterable[nn.Module]) -> None:
@@ -23,7 +18,7 @@ def redraw_weights(modules: Iterable[nn.Module]) -> None:
     with torch.no_grad():
         for module in modules:
             for part in module.modules():
-                if not isinstance(part, _NORMALIZATION):
+                if not is_normalization(part):
                     _redraw(part)
 
 

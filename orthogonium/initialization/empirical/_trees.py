@@ -30,6 +30,13 @@ def map_signals(function: Callable[[int, Tensor], Tensor], tree: Any) -> Any:
     return tree_unflatten(leaves, structure)
 
 
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tuple is several arguments, a dict keyword arguments, anything else the only argument."""
+    if isinstance(batch, tuple):
+        return batch, {}
+    return ((), batch) if isinstance(batch, dict) else ((batch,), {})
+
+
 def detached(tree: Any) -> Any:
     """``tree`` with its tensors cut from the graph; values that later in-place operations cannot change."""
     leaves, structure = tree_flatten(tree)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from orthogonium.initialization.empirical._record import Record
-from orthogonium.initialization.empirical._trees import map_signals, rms
+from orthogonium.initialization.empirical._trees import arguments_of, map_signals, rms
 from orthogonium.initialization.empirical._updates import Call, kept
 from orthogonium.initialization.empirical.folding import is_normalization, multiply_weights, why_not
 from orthogonium.initialization.empirical.normed import Normed, is_scaled, leaves
@@ -53,6 +53,7 @@ def calibrate(
     if any(isinstance(module, Normed) for module in model.modules()):
         raise ValueError("model holds Normed modules. Tune them with empirical_init, or fold_scales(model) first")
     start = time.process_time()
+    args, kwargs = arguments_of(batch)
     records: dict[nn.Module, Record] = {}
     reasons: dict[nn.Module, str] = {}
     names: dict[nn.Module, str] = {}
@@ -90,7 +91,7 @@ def calibrate(
             for record in records.values():
                 record.forget()
             order.clear()
-            _call(model, batch)
+            model(*args, **kwargs)
             found = [record.settle() for module, record in records.items() if module not in reasons]
             settled = all(found)
     rows = []
@@ -102,9 +103,3 @@ def calibrate(
             multiply_weights(module, record.activation[0])
         rows.append(record.row(names[module], reasons.get(module, ""), target))
     return ScaleReport(tuple(rows), passes, time.process_time() - start)
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, tuple):
-        return model(*batch)
-    return model(**batch) if isinstance(batch, dict) else model(batch)

@@ -48,7 +48,7 @@ class ScaleReport:
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON; infinite and undefined numbers become ``null``."""
-        return json.dumps(_finite(self.to_dict()), indent=2)
+        return json.dumps(without_infinities(self.to_dict()), indent=2)
 
     def extremes(self) -> dict[str, tuple[float, float]]:
         """Least and largest RMS of ``"activation"``, ``"gradient"`` and ``"update"`` over all modules that have one."""
@@ -94,9 +94,10 @@ def _join(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:.3g}" for value in values)
 
 
-def _finite(tree: Any) -> Any:
+def without_infinities(tree: Any) -> Any:
+    """``tree`` with ``None`` for numbers that JSON does not know."""
     if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
+        return {key: without_infinities(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
+        return [without_infinities(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -16,7 +16,7 @@ from orthogonium.initialization.empirical._gates import gate, probe
 from orthogonium.initialization.empirical._progress import Progress
 from orthogonium.initialization.empirical._record import Record
 from orthogonium.initialization.empirical._redraw import redraw_weights
-from orthogonium.initialization.empirical._trees import detached, map_signals, rms, signals
+from orthogonium.initialization.empirical._trees import arguments_of, detached, map_signals, rms, signals
 from orthogonium.initialization.empirical._updates import Call, kept, random_state
 from orthogonium.initialization.empirical.normed import Normed, is_scaled
 from orthogonium.initialization.empirical.report import ScaleReport
@@ -187,13 +187,8 @@ def _run(
     for record in records.values():
         record.forget()
     with torch.enable_grad(), _observed(records, observe):
-        given = get_input(batchsz)
-        if isinstance(given, tuple):
-            output = forward(*given)
-        elif isinstance(given, dict):
-            output = forward(**given)
-        else:
-            output = forward(given)
+        given_args, given_kwargs = arguments_of(get_input(batchsz))
+        output = forward(*given_args, **given_kwargs)
         loss = get_loss(output)
         _check_loss(loss, bool(parameters))
         if not parameters:
