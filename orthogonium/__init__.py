@@ -2,13 +2,20 @@
 
 from orthogonium._version import __version__
 from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
+from orthogonium.diagnostics import SpectralMonitor, coordinate_check, layerwise_lr, signal_report
 from orthogonium.initialization import (
+    Normed,
     UnstableVarianceWarning,
     calculate_gain,
+    calibrate,
     criticality,
+    empirical_init,
+    fold_scales,
     gain,
+    get_wrapped_submodules,
     initialize,
     looks_linear_,
+    wrap_all_leaf_modules,
 )
 from orthogonium.layers import (
     AdaptiveOrthoConv2d,
@@ -60,6 +67,7 @@ __all__ = [
     "ClassParam",
     "GroupSort",
     "MaxMin",
+    "Normed",
     "OrthoConv1d",
     "OrthoConv2d",
     "OrthoConv3d",
@@ -68,19 +76,28 @@ __all__ = [
     "OrthoConvTranspose3d",
     "OrthoLinear",
     "OrthoParams",
+    "SpectralMonitor",
     "UnitNormLinear",
     "UnstableVarianceWarning",
     "__version__",
     "attack",
     "calculate_gain",
+    "calibrate",
     "certified_accuracy",
     "certify",
+    "coordinate_check",
     "criticality",
+    "empirical_init",
+    "fold_scales",
     "fused",
     "gain",
+    "get_wrapped_submodules",
     "initialize",
+    "layerwise_lr",
     "lipschitz_product",
     "looks_linear_",
     "orthogonal",
+    "signal_report",
     "singular_values",
+    "wrap_all_leaf_modules",
 ]

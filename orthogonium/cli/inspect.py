@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from orthogonium.certification import lipschitz_product
+from orthogonium.cli import signal
 from orthogonium.cli.loading import load_run
 from orthogonium.cli.show import console
 from orthogonium.training.layer_spectra import layer_spectra
@@ -17,6 +18,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "a verified bound on its norm.",
     )
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder written by train")
+    signal.add_flags(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -26,7 +28,10 @@ def run(options: argparse.Namespace) -> int:
     from rich import box
     from rich.table import Table
 
+    signal.check_flags(options)
     model, config = load_run(options.path)
+    if options.signal:
+        return signal.show(model, config, options)
     bounds = lipschitz_product(model)
     by_path = {layer.path: layer for layer in bounds.layers}
     title = f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"

@@ -1,50 +1,17 @@
 """Pictures of a run, drawn without a display and in colours that survive colour blindness."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from orthogonium.diagnostics._figure import BLUE as _BLUE
+from orthogonium.diagnostics._figure import GREY as _GREY
+from orthogonium.diagnostics._figure import ORANGE as _ORANGE
+from orthogonium.diagnostics._figure import figure as _figure
 from orthogonium.training.layer_spectra import LayerSpectrum
 from orthogonium.training.loop import EpochRecord
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Okabe and Ito, "Color universal design", 2008.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#6b6b6b"
-_STYLE: dict[Any, Any] = {
-    "figure.dpi": 150,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "lines.linewidth": 2.0,
-}
-
-
-@contextmanager
-def _figure(path: Path, columns: int, size: tuple[float, float]) -> Iterator[Sequence["Axes"]]:
-    """Axes to draw on; the picture is written and closed afterwards."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield list(figure.subplots(1, columns, squeeze=False)[0])
-        figure.savefig(path)
 
 
 def plot_certified_accuracy(

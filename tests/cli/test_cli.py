@@ -97,6 +97,21 @@ def test_inspect_shows_every_layer(finished, capsys):
     assert "Lipschitz bound of the network: 1.0000" in printed
 
 
+def test_inspect_shows_how_signals_travel(run, tmp_path, capsys):
+    assert main(["inspect", str(run), "--signal"]) == 0
+    printed = capsys.readouterr().out
+    assert "activation" in printed
+    assert "OrthoLinear" in printed
+    assert "MaxMin" in printed
+    assert "No faults found." in printed
+    assert (run / "signal.png").stat().st_size > 10_000
+    assert main(["inspect", str(run), "--signal", "--plot", str(tmp_path / "other.svg")]) == 0
+    assert (tmp_path / "other.svg").exists()
+    assert "--plot needs --signal" in failure(capsys, ["inspect", run, "--plot", "a.png"], 2)
+    assert "must end in .png, .svg or .pdf" in failure(capsys, ["inspect", run, "--signal", "--plot", "a.doc"], 2)
+    assert "there is no folder" in failure(capsys, ["inspect", run, "--signal", "--plot", run / "b" / "a.png"], 2)
+
+
 def test_an_interrupted_run_resumes_to_the_same_metrics(finished, tmp_path, capsys, monkeypatch):
     path = tmp_path / "stopped"
     build, steps = TrainConfig.build_model, []
