@@ -19,7 +19,9 @@ _WRITTEN_OUT = 1024  # inputs or outputs per group up to which the operator is w
 _ENTRIES = 2**22  # of the written-out operators of all groups, and of the blocks held at once
 _NEAR = 1 + 2e-5  # the squared norm over the mean squared singular value from which on a kernel counts as orthogonal
 _LOOSENESS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # of a grid of frequencies, for images of any size
-_WORK = 1.5e8  # multiplications for which the tightest of these is taken
+_TIGHT = 0.001  # what is given up on images of known size, while it costs no more than
+_WORK_IF_KNOWN = 1e10  # multiplications; and otherwise, to be looser only beyond
+_WORK = 1.5e8  # multiplications
 _OVERHEAD = 10_000  # multiplications that take as long as one small block does besides
 
 
@@ -250,17 +252,17 @@ def _frequencies(gram: KernelGram, lengths: list[int | None]) -> tuple[list[int]
     ``M`` points per turn its maximum is at most the grid's over ``cos²(π n / 2M)``. The dilation drops out: it only
     makes ω go around several times.
     """
-    work = gram.groups * (gram.channels**3 + _OVERHEAD)
+    work = gram.groups * (gram.channels**3 + _OVERHEAD) / 2
     exact = [n for n in lengths if n is not None]
-    known = math.prod(exact) * work / 2 if len(exact) == len(lengths) else math.inf
+    known = math.prod(exact) * work if len(exact) == len(lengths) else math.inf
+    axes = sum(n > 0 for n in gram.degrees)
     for loose in _LOOSENESS:
-        axes = sum(n > 0 for n in gram.degrees)
-        angle = math.acos((1 - loose) ** (1 / axes)) if axes else 0.0
+        angle = math.acos((1 - loose) ** (1 / axes))
         grid = [math.ceil(math.pi * n / (2 * angle)) if n else 1 for n in gram.degrees]
-        cost = math.prod(grid) * work / 2
-        if known <= cost or (known < math.inf and loose < _LOOSENESS[1] and known <= 4 * _WORK):
-            return exact, 1.0
-        if cost <= _WORK or loose == _LOOSENESS[-1] or (known < math.inf and loose == _LOOSENESS[1]):
+        cost = math.prod(grid) * work
+        if min(cost, known) <= (_WORK_IF_KNOWN if exact and loose <= _TIGHT else _WORK):
             break
+    if known <= max(cost, _WORK):
+        return exact, 1.0
     cosines = math.prod(math.cos(math.pi * n / (2 * m)) for n, m in zip(gram.degrees, grid, strict=True))
     return grid, (1 / cosines**2) * (1 + 2.0**-40)
