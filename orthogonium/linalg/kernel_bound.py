@@ -16,7 +16,8 @@ from orthogonium.linalg._rounding import UP, frobenius_bound, gamma, in_float64,
 from orthogonium.linalg.spectral_bound import unit_norm_bound
 
 _WRITTEN_OUT = 1024  # inputs or outputs per group up to which the operator is written out
-_ENTRIES = 2**22  # of the written-out operators of all groups, and of the blocks held at once
+_ENTRIES = 2**22  # of the written-out operators of all groups
+_BLOCK_ENTRIES = 2**19  # of the matrices of several frequencies held at once
 _NEAR = 1 + 2e-5  # the squared norm over the mean squared singular value from which on a kernel counts as orthogonal
 _LOOSENESS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # of a grid of frequencies, for images of any size
 _TIGHT = 0.001  # what is given up on images of known size, while it costs no more than
@@ -210,21 +211,28 @@ def _fits_in_memory(operator: _Operator) -> bool:
         return False
     inputs = inner * math.prod(axis.side or 0 for axis in operator.axes)
     outputs = out * math.prod(axis.windows or 0 for axis in operator.axes)
-    return min(inputs, outputs) <= _WRITTEN_OUT and groups * inputs * outputs <= _ENTRIES
+    loose = any(axis.circle()[1] > 1 for axis in operator.axes)  # then it is worth more
+    limit = 2 * _WRITTEN_OUT if loose else _WRITTEN_OUT
+    return min(inputs, outputs) <= limit and groups * inputs * outputs <= _ENTRIES
 
 
 def _written_out_bound(operator: _Operator) -> float:
     """By the verified bound on the matrix of each group, whose entries are sums of taps."""
-    axes, written = operator.axes, operator.kernel
+    axes, written, sums = operator.axes, operator.kernel, 1.0
     for axis, place in enumerate(axes):  # (groups, out, in, *k) → (groups, out, in, *(windows, side))
         selection = place.selection().to(written.device)
+        sums *= float(selection.sum(1).max())
         written = torch.tensordot(written, selection, dims=([3], [1]))
         assert written.ndim == 3 + len(axes) + axis + 1
     dims = len(axes)
     windows, sides = [3 + 2 * i for i in range(dims)], [4 + 2 * i for i in range(dims)]
     matrix = written.permute(0, 1, *windows, 2, *sides).flatten(2 + dims).flatten(1, 1 + dims)
-    taps = math.prod(operator.kernel.shape[3:])
+    if sums == 0:
+        return 0.0
+    if sums == 1:  # each entry is a tap
+        return float(unit_norm_bound(matrix).max())
     # sums of at most `taps` entries: off by γ |·|, and ‖Σ_t |op_t|‖_F ≤ √(windows · taps) ‖K‖_F
+    taps = math.prod(operator.kernel.shape[3:])
     size = frobenius_bound(operator.kernel.flatten(2)) * math.sqrt(taps * math.prod(a.windows or 0 for a in axes))
     error = 2 * gamma(taps + 2) * size
     return float(((unit_norm_bound(matrix) + error) * UP).max())
@@ -239,7 +247,7 @@ def _circle_bound(gram: KernelGram, lengths: list[int | None], dilation: Sequenc
         return float(largest_eigenvalue_bound(gram.even[0], gram.error.expand(gram.groups)).max())
     circle, factor = _frequencies(gram, lengths)
     level = bound = 0.0
-    for real, imag in gram.blocks(circle, dilation if factor == 1.0 else [1] * len(dilation), _ENTRIES):
+    for real, imag in gram.blocks(circle, dilation if factor == 1.0 else [1] * len(dilation), _BLOCK_ENTRIES):
         level, found = common_eigenvalue_bound(real, imag, gram.error, level)
         bound = max(bound, found)
     return min(bound * factor * UP, near)
