@@ -34,6 +34,7 @@ from orthogonium.layers import (
     orthogonal,
     singular_values,
 )
+from orthogonium.linalg import spectral_norm_bound
 from orthogonium.reparametrizers import (
     BJORCK_PASS_THROUGH_ORTHO_PARAMS,
     CAYLEY_ORTHO_PARAMS,
@@ -99,5 +100,6 @@ __all__ = [
     "orthogonal",
     "signal_report",
     "singular_values",
+    "spectral_norm_bound",
     "wrap_all_leaf_modules",
 ]

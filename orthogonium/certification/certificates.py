@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from orthogonium.certification.matrix_norms import _row_distances_upper_bound, gamma
+from orthogonium.certification.matrix_norms import _row_distances_upper_bound
 from orthogonium.certification.sequential import Link, product, read_sequential
 from orthogonium.layers import GroupSort
+from orthogonium.linalg._rounding import gamma
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from orthogonium.certification.kernel_norms import _absolute_kernel_norm_upper_bound, _kernel_norm_upper_bound
-from orthogonium.certification.matrix_norms import _absolute_norm_upper_bound, _norm_upper_bound
+from orthogonium.certification.operator_norm import absolute_norm_bound, operator_norm_bound
 from orthogonium.layers import GroupSort, MaxMin
 from orthogonium.layers.conv import _PaddedConv
+from orthogonium.linalg import spectral_norm_bound
 from orthogonium.linalg.kernels import convolve
 
 # They move or compare numbers and so round nothing, and are 1-Lipschitz for ℓ2.
@@ -130,15 +130,12 @@ class PlainConvolution(nn.Module):
 
 def _convolution(path: str, kind: str, module: _PaddedConv) -> Link:
     weight, bias = _finite_parameters(path, kind, module)
-    geometry = module.geometry
-    if any(s > 1 and d > 1 for s, d in zip(geometry.stride, geometry.dilation, strict=True)):
-        raise TypeError(f"{path} ({kind}) has stride and dilation along one axis, which cannot be certified here")
     return Link(
         path,
         kind,
         PlainConvolution(module, weight, bias),
-        norm=_kernel_norm_upper_bound(weight, geometry.stride, module.groups),
-        absolute_norm=_absolute_kernel_norm_upper_bound(weight, module.groups),
+        norm=operator_norm_bound(module, stride_divides=True),
+        absolute_norm=absolute_norm_bound(module, stride_divides=True),
         bias_norm=0.0 if bias is None else _vector_norm(bias),
         terms=weight[0].numel(),
     )
@@ -170,8 +167,8 @@ def _linear(path: str, kind: str, module: nn.Linear) -> Link:
         path,
         kind,
         plain,
-        norm=_norm_upper_bound(weight),
-        absolute_norm=_absolute_norm_upper_bound(weight),
+        norm=operator_norm_bound(module),
+        absolute_norm=absolute_norm_bound(module),
         bias_norm=0.0 if bias is None else _vector_norm(bias),
         terms=module.in_features,
     )
@@ -179,7 +176,7 @@ def _linear(path: str, kind: str, module: nn.Linear) -> Link:
 
 def _vector_norm(vector: Tensor) -> float:
     """Never below ``‖v‖₂``."""
-    return _norm_upper_bound(vector.detach()[None]) if vector.numel() else 0.0
+    return float(spectral_norm_bound(vector[None]))
 
 
 def product(links: list[Link]) -> float:
