@@ -1,7 +1,7 @@
 """Orthogonal and Lipschitz-bounded layers for PyTorch, with certificates that hold."""
 
 from orthogonium._version import __version__
-from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
+from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_bound
 from orthogonium.layers import (
     AdaptiveOrthoConv2d,
     AdaptiveOrthoConvTranspose2d,
@@ -66,7 +66,7 @@ __all__ = [
     "certified_accuracy",
     "certify",
     "fused",
-    "lipschitz_product",
+    "lipschitz_bound",
     "orthogonal",
     "singular_values",
 ]

@@ -1,14 +1,23 @@
 from orthogonium.certification.attacks import AttackResult, attack
 from orthogonium.certification.certificates import Certificate, certified_accuracy, certify
-from orthogonium.certification.lipschitz_product import LayerBound, LipschitzProduct, lipschitz_product
+from orthogonium.certification.network import plain_network
+from orthogonium.certification.network_bound import LayerBound, NetworkBound, lipschitz_bound
+from orthogonium.certification.rules import EXACT, Refused, Response, Rounding, Variable, lipschitz_rule
 
 __all__ = [
+    "EXACT",
     "AttackResult",
     "Certificate",
     "LayerBound",
-    "LipschitzProduct",
+    "NetworkBound",
+    "Refused",
+    "Response",
+    "Rounding",
+    "Variable",
     "attack",
     "certified_accuracy",
     "certify",
-    "lipschitz_product",
+    "lipschitz_bound",
+    "lipschitz_rule",
+    "plain_network",
 ]

@@ -35,7 +35,7 @@ def attack(
 
     Args:
         model: maps ``(N, ...)`` to ``(N, classes)`` and is differentiable; its parameters are left alone.
-            Pass :func:`~orthogonium.certification.sequential.plain_network` to save recomputing constraints.
+            Pass :func:`~orthogonium.certification.plain_network` to save recomputing constraints.
         x: ``(N, ...)``, floating-point.
         labels: ``(N,)``, the right classes.
         eps: radius of the ball, at least 0.

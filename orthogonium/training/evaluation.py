@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from orthogonium.certification import Certificate, attack, certify
-from orthogonium.certification.sequential import plain_network, read_sequential
+from orthogonium.certification import Certificate, attack, certify, plain_network
 
 RADII = (0.1, 0.25, 0.5, 1.0)
 
@@ -48,7 +47,7 @@ def evaluate(
     certificate = certify(model, x, labels)
     right = certificate.prediction == labels
     certified, attacked, broken = {}, {}, 0
-    network = plain_network(read_sequential(model))
+    network = plain_network(model)
     inputs = x.detach().cpu().double()
     standing = right.clone()
     for radius in sorted(radii):
