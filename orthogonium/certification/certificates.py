@@ -12,7 +12,6 @@ from orthogonium.certification.forward_error import SizeRecorder, check_rounding
 from orthogonium.certification.network import Network, analyse, run
 from orthogonium.certification.operators import row_distances
 from orthogonium.certification.rounding import BINARY64, UP, Arithmetic
-from orthogonium.certification.tracing import named
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48

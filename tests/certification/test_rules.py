@@ -187,6 +187,16 @@ def slopes(network, x):
     ]
 
 
+def bound_without_shape(module):
+    """``None`` where the rule asks for a shape."""
+    try:
+        return analyse(module).bound
+    except TypeError as error:
+        if "Pass input_shape" in str(error):
+            return None
+        raise
+
+
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_no_constant_is_below_a_slope_and_no_error_below_the_rounding(case):
     module, shape, kind = case
@@ -203,12 +213,8 @@ def test_no_constant_is_below_a_slope_and_no_error_below_the_rounding(case):
     apart, distance = (outputs - moved).reshape(len(x), -1).norm(dim=1), (x - x.flip(0)).flatten(1).norm(dim=1)
     jump = 1e-8 if "Softplus" in repr(module) else 0.0  # above its threshold, see the rule
     assert (apart <= network.bound * distance * (1 + 1e-12) + jump).all()
-    try:
-        without_shape = analyse(module).bound
-    except TypeError as error:
-        assert "Pass input_shape" in str(error)
-    else:
-        assert steepest <= without_shape * (1 + 1e-12)
+    if (alone := bound_without_shape(module)) is not None:
+        assert steepest <= alone * (1 + 1e-12)
     # the same weights and inputs in float32
     recorder = SizeRecorder(network)
     narrow = x.float().double()

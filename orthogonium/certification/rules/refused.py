@@ -41,13 +41,12 @@ _REASONS: dict[str, tuple[Any, ...]] = {
     ),
     _SEQUENCE: (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
     "compares its inputs by a product that depends on them, so that its slope grows with their size: dot-product "
-    "attention has no Lipschitz constant on all of the space. Use attention by distances, or certify the layers after it": (
+    "attention has no Lipschitz constant on all of the space. Certify the layers after it": (
         *(nn.MultiheadAttention, F.multi_head_attention_forward, F.scaled_dot_product_attention),
         *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
         *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
     ),
-    "maps integers, between which there is no ℓ2 distance. Take the embedded vectors as the network's input and certify "
-    "the rest": (nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag),
+    "maps integers, between which there is no ℓ2 distance. Take the embedded vectors as the input and certify the rest": (nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag),
     "multiplies two inputs, whose product is not Lipschitz. Use a linear layer on their concatenation": (
         *(nn.Bilinear, F.bilinear, torch.bmm, "bmm", torch.einsum, torch.baddbmm),
     ),

@@ -21,9 +21,9 @@ class Rounding:
 
     At computed inputs of norms ``r_i``, with unit roundoff ``u``, the error is at most
 
-        ``κ (Σ absolute_i r_i + offset · √(outputs / entries)) + constant · √outputs``,  ``κ = γ_terms + u (1 + γ_terms)``,
+        ``κ (Σ absolute_i r_i + offset · √(outputs / entries)) + constant · √outputs``,
 
-    beside what underflows.
+    with ``κ = γ_terms + u (1 + γ_terms)``, beside what underflows.
 
     Attributes:
         terms: the longest chain of roundings behind one output entry; 0 if nothing is rounded.
@@ -114,11 +114,11 @@ _RULES: dict[Any, Rule] = {}
 def lipschitz_rule(*targets: Target, fresh: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function that bounds the ℓ2 Lipschitz constant of a module or function.
 
-    For a module type the function gets ``(module, *inputs)``; for a function, or the name of a tensor method, the
-    arguments of the call. Tensors that depend on the network's input arrive as
-    :class:`~orthogonium.certification.Variable`, which has a ``.shape``. It returns an upper bound for all inputs, or a :class:`~orthogonium.certification.Response` that also bounds the rounding, without which
-    :func:`~orthogonium.certification.certify` refuses. Raise
-    :class:`~orthogonium.certification.Refused` with a reason to decline.
+    For a module type the function gets ``(module, *inputs)``, the module with its weights in float64; for a function,
+    or the name of a tensor method, the arguments of the call. Tensors that depend on the network's input arrive as
+    :class:`~orthogonium.certification.Variable`, which has a ``.shape``. The answer is an upper bound for all inputs,
+    or a :class:`~orthogonium.certification.Response` that also bounds the rounding, without which
+    :func:`~orthogonium.certify` refuses. Raise :class:`~orthogonium.certification.Refused` with a reason to decline.
 
     A rule is trusted. A later one replaces an earlier one. A module with a rule is not looked into.
 
@@ -144,9 +144,9 @@ def lipschitz_rule(*targets: Target, fresh: bool = False) -> Callable[[Callable[
 
 # What a subclass may define and still compute the same.
 _HARMLESS = {
-    "__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__dict__", "__weakref__",
-    "__firstlineno__", "__static_attributes__", "__reduce_ex__", "__repr__", "__annotate__", "__annotate_func__", "__annotations_cache__",
-    "__annotate_func_vars__", "_dims", "extra_repr", "reset_parameters", "_arguments",
+    "__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__dict__", "__weakref__", "__repr__",
+    "__firstlineno__", "__static_attributes__", "__reduce_ex__", "__annotate__", "__annotate_func__",
+    "__annotations_cache__", "__annotate_func_vars__", "_dims", "extra_repr", "reset_parameters", "_arguments",
 }  # fmt: skip
 
 
