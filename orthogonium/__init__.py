@@ -19,6 +19,7 @@ from orthogonium.layers import (
     orthogonal,
     singular_values,
 )
+from orthogonium.linalg import spectral_norm_bound
 from orthogonium.reparametrizers import (
     BJORCK_PASS_THROUGH_ORTHO_PARAMS,
     CAYLEY_ORTHO_PARAMS,
@@ -69,4 +70,5 @@ __all__ = [
     "lipschitz_bound",
     "orthogonal",
     "singular_values",
+    "spectral_norm_bound",
 ]

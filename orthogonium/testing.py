@@ -4,6 +4,7 @@ The assertions need torch alone; the strategies import ``hypothesis`` when they 
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,8 @@ def assert_lipschitz(
         jacobian = torch.autograd.functional.jacobian(lambda p: network(p[None]).flatten(), point)
         slope = float(torch.linalg.matrix_norm(jacobian.reshape(-1, point.numel()), 2))
         assert slope <= limit, (
-            f"{name} on inputs of shape {shape} has a Jacobian with σ_max = {slope:.9g} at random point {number}, above "
-            f"the promised {bound:.9g}"
+            f"{name} on inputs of shape {shape} has a Jacobian with σ_max = {slope:.9g} at random point {number}, "
+            f"above the promised {bound:.9g}"
         )
     near = x + 1e-3 * scales * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     for other in (x.roll(1, 0), near):
@@ -219,8 +220,6 @@ def layers(
 
 
 def _exponents(limit: float, both_signs: bool = False) -> "SearchStrategy[float]":
-    import math
-
     from hypothesis import strategies as st
 
     largest = math.log10(limit)

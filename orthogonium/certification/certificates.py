@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from orthogonium.certification.forward_error import SizeRecorder, check_rounding, forward_error
 from orthogonium.certification.network import Network, analyse, run
 from orthogonium.certification.operators import row_distances
-from orthogonium.certification.rounding import BINARY64, UP, Arithmetic
+from orthogonium.certification.rounding import BINARY64, Arithmetic
+from orthogonium.linalg._rounding import UP
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48

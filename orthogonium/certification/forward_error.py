@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from orthogonium.certification.network import Network, Step
-from orthogonium.certification.rounding import Arithmetic, gamma, norms_up
+from orthogonium.certification.rounding import Arithmetic, norms_up
 from orthogonium.certification.rules.registry import Rounding
 from orthogonium.certification.tracing import named
+from orthogonium.linalg._rounding import gamma
 
 _SLACK = 1 + 2.0**-48  # for the rounding of this computation itself
 

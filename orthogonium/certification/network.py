@@ -221,6 +221,9 @@ def _apply(
         response = rule.answer(*module, *args, **kwargs)
     except Refused as refusal:
         raise TypeError(f"{named(path)} ({kind}) {refusal}") from None
+    except ValueError as error:
+        _result_shape(node, values or [], path, kind)  # the call itself may say it better
+        raise ValueError(f"{named(path)} ({kind}): {error}") from error
     except (TypeError, AttributeError, LookupError, StopIteration) as error:
         raise TypeError(f"{named(path)} ({kind}) is called in a way that its rule does not know: {error}") from error
     shape = None if values is None else _result_shape(node, values, path, kind)
@@ -340,7 +343,7 @@ def _result_shape(
         if node not in value:
             raise value["failure"]  # type: ignore[index]
     results = [value[node] for value in values]
-    if not all(isinstance(result, Tensor) for result in results):
+    if not results or not all(isinstance(result, Tensor) for result in results):
         return None
     shapes = [tuple(result.shape) for result in results]
     leading = [shape[:1] for shape in shapes]

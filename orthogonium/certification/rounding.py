@@ -7,18 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-UP = 1 + 2.0**-50  # covers a handful of float64 roundings
-
-
-def gamma(terms: float, roundoff: float = 2.0**-53) -> float:
-    """``k·u / (1 − k·u)``: relative to ``|A||B|``, the most that a sum of ``terms`` products can be off.
-
-    Infinite where ``k·u`` reaches one half: nothing is claimed about sums of that length.
-
-    Source: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., SIAM 2002, section 3.1.
-    """
-    relative = terms * roundoff
-    return relative / (1 - relative) * UP if relative < 0.5 else math.inf
+from orthogonium.linalg._rounding import gamma
 
 
 def times_up(a: float, b: float) -> float:

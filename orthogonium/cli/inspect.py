@@ -6,6 +6,7 @@ from pathlib import Path
 from orthogonium.certification import lipschitz_bound
 from orthogonium.cli.loading import load_run
 from orthogonium.cli.show import console
+from orthogonium.training.data import FEATURES
 from orthogonium.training.layer_spectra import layer_spectra
 
 
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     model, config = load_run(options.path)
-    bounds = lipschitz_bound(model)
+    bounds = lipschitz_bound(model, (FEATURES,))
     by_path = {layer.path: layer for layer in bounds.layers}
     title = f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -10,6 +10,7 @@ from orthogonium.linalg.diagnostics import (
     stable_rank,
 )
 from orthogonium.linalg.exponential import skew_frame
+from orthogonium.linalg.kernel_bound import absolute_kernel_norm_bound, kernel_norm_bound
 from orthogonium.linalg.kernels import (
     adjoint_kernel,
     compose_kernels,
@@ -19,9 +20,11 @@ from orthogonium.linalg.kernels import (
 from orthogonium.linalg.polar import polar, polar_by_svd
 from orthogonium.linalg.power_iteration import power_iteration
 from orthogonium.linalg.qr import qr_orthogonalize
+from orthogonium.linalg.spectral_bound import spectral_norm_bound
 
 __all__ = [
     "NonFiniteError",
+    "absolute_kernel_norm_bound",
     "adjoint_kernel",
     "bjorck",
     "cholesky_orthogonalize",
@@ -29,6 +32,7 @@ __all__ = [
     "condition_number",
     "identity_kernel",
     "in_working_precision",
+    "kernel_norm_bound",
     "multiply_by_projector_taps",
     "orthogonality_defect",
     "polar",
@@ -38,5 +42,6 @@ __all__ = [
     "qr_orthogonalize",
     "singular_values",
     "skew_frame",
+    "spectral_norm_bound",
     "stable_rank",
 ]

@@ -1,34 +1,23 @@
 """Rules for linear layers and convolutions."""
 
-import math
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthogonium.certification.operators import (
-    absolute_matrix_norm,
-    kernel_norms,
-    matrix_norm,
-    module_norms,
-    vector_norm,
-)
+from orthogonium.certification.operators import kernel_norms, matrix_norms, module_norms, vector_norm
 from orthogonium.certification.rules.registry import (
     Refused,
     Response,
     Rounding,
     Variable,
-    as_double,
     lipschitz_rule,
-    sizes,
 )
 from orthogonium.layers import almost_orthogonal, conv, conv_transposed
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
 from orthogonium.layers.skew_conv import SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d
-from orthogonium.linalg.kernels import adjoint_kernel
 
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -66,7 +55,7 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Response:
         )
     weight = weight if weight.ndim == 2 else weight[None]
     _check_features(x, weight.shape[1])
-    return _affine(matrix_norm(weight), absolute_matrix_norm(weight), weight.shape[1], bias, weight.detach())
+    return _affine(*matrix_norms(weight), weight.shape[1], bias, weight.detach())
 
 
 @lipschitz_rule(operator.matmul, torch.matmul, torch.mm, "matmul", "mm", "__matmul__", fresh=True)
@@ -82,7 +71,7 @@ def _matmul(left: Any, right: Any) -> Response:
         matrix = matrix.mT
     elif x.shape is not None:
         _check_features(x, matrix.shape[0])
-    norm, absolute = matrix_norm(matrix), absolute_matrix_norm(matrix)
+    norm, absolute = matrix_norms(matrix)
     return Response(norm, Rounding(matrix.shape[0] + 1, absolute), matrix=matrix.mT.detach() if x is left else None)
 
 
@@ -114,17 +103,9 @@ def _convolution(
 ) -> Response:
     if not isinstance(x, Variable) or isinstance(weight, Variable) or isinstance(bias, Variable):
         raise Refused("has a kernel or bias that depends on the network's input: such a product is not Lipschitz")
-    dims = weight.ndim - 2
-    _check_image(x, weight.shape[1] * groups, dims)
-    steps, spread = sizes(stride, dims), sizes(dilation, dims)
-    norm, absolute = kernel_norms(
-        weight.detach(),
-        None if x.shape is None else x.shape[2:],
-        steps,
-        _pads(padding, spread, weight.shape[2:]),
-        spread,
-        groups,
-    )
+    _check_image(x, weight.shape[1] * groups, weight.ndim - 2)
+    geometry = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
+    norm, absolute = kernel_norms(weight.detach(), image_size=None if x.shape is None else x.shape[2:], **geometry)
     return _affine(norm, absolute, weight[0].numel(), bias)
 
 
@@ -139,46 +120,21 @@ def _transposed(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Response:
-    """The adjoint of a convolution, cut off at the border, on images of any size."""
     if not isinstance(x, Variable) or isinstance(weight, Variable) or isinstance(bias, Variable):
         raise Refused("has a kernel or bias that depends on the network's input: such a product is not Lipschitz")
-    dims = weight.ndim - 2
-    _check_image(x, weight.shape[0], dims)
-    norm, absolute = kernel_norms(
-        weight.detach(), None, sizes(stride, dims), (0,) * dims, sizes(dilation, dims), groups
-    )
+    _check_image(x, weight.shape[0], weight.ndim - 2)
+    geometry = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
+    geometry |= {"transposed": True, "output_padding": output_padding}
+    norm, absolute = kernel_norms(weight.detach(), image_size=None if x.shape is None else x.shape[2:], **geometry)
     return _affine(norm, absolute, weight[:, 0].numel() // groups, bias)
-
-
-def _pads(padding: Any, dilation: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-    """Zeros on each side; rounded up for ``"same"``, which computes a part of that."""
-    if padding == "valid":
-        return (0,) * len(kernel)
-    if padding == "same":
-        return tuple((d * (k - 1) + 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-    return sizes(padding, len(kernel))
 
 
 @lipschitz_rule(SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d, fresh=True)
 def _skew_convolution(module: SkewOrthoConv2d, x: Variable) -> Response:
-    """``Σ Aᵏ/k!`` up to the order that the layer sums, whose rest is bounded by the norm of A.
-
-    Where the kernel is skew to the last bit, the whole series is orthogonal; otherwise ``‖exp A‖ ≤ exp ‖(A + A*)/2‖``.
-    """
-    weight = as_double(module.weight)
-    ones = (1,) * len(module.dilation)
-    sides = None if x.shape is None else x.shape[2:]
-    padding = tuple(before for before, _ in module.geometry.pads)
-    size, absolute = kernel_norms(weight, sides, ones, padding, module.dilation, module.groups)
-    even = (weight + adjoint_kernel(weight, module.groups)) / 2
-    growth = kernel_norms(even, sides, ones, padding, module.dilation, module.groups)[0] if even.any() else 0.0
-    terms = module._terms(torch.float32)  # the fewest: what is said covers float32 and float64
-    omitted = math.prod(size / order for order in range(1, terms + 2))
-    left = omitted / (1 - size / (terms + 2)) * (1 + 2.0**-40) if size < terms + 2 else math.inf
-    norm = math.exp(growth) * (1 + 2.0**-50 if growth else 1.0) + left
-    taps = weight[0].numel() + 2
-    series = math.exp(absolute) * (1 + 2.0**-40)  # of |A|, which bounds every partial sum
+    """A series of convolutions. One in float32 ends earlier, by a quarter of its rounding, which ``terms`` cover."""
+    norm, absolute = module_norms(module, None if x.shape is None else x.shape[1:])
+    weight: Tensor = module.weight.detach()
+    terms = (weight[0].numel() + 2) * module._terms(torch.float64)
     bias = module.bias
-    offset = 0.0 if bias is None else vector_norm(bias)
-    rounding = Rounding((taps + 2) * terms, series, offset, 1 if bias is None else bias.numel())
-    return Response(norm, rounding)
+    offset, entries = (0.0, 1) if bias is None else (vector_norm(bias), bias.numel())
+    return Response(norm, Rounding(terms, absolute, offset, entries))

@@ -46,7 +46,9 @@ _REASONS: dict[str, tuple[Any, ...]] = {
         *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
         *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
     ),
-    "maps integers, between which there is no ℓ2 distance. Take the embedded vectors as the input and certify the rest": (nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag),
+    "maps integers, between which there is no ℓ2 distance. Take embedded vectors as the input and certify the rest": (
+        *(nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag),
+    ),
     "multiplies two inputs, whose product is not Lipschitz. Use a linear layer on their concatenation": (
         *(nn.Bilinear, F.bilinear, torch.bmm, "bmm", torch.einsum, torch.baddbmm),
     ),
