@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import orthogonium as og
 from orthogonium.certification import certificates
+from orthogonium.certification.rounding import Arithmetic
 from orthogonium.models import lipschitz_mlp
 
 
@@ -75,7 +76,7 @@ def _classes(logits: Tensor) -> Tensor:
 
 
 def near_boundaries(model: nn.Module, count: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Inputs close to a boundary found by bisection: at steps of many sizes from it, and as close as certificates go."""
+    """Inputs close to a boundary found by bisection: at steps of many sizes, and as close as certificates go."""
     generator = torch.Generator().manual_seed(seed)
     lines = max(64, 8 * count)
     a, b = torch.randn(2, lines, 16, generator=generator, dtype=torch.float64).to(dtype)
@@ -92,9 +93,11 @@ def near_boundaries(model: nn.Module, count: int, dtype: torch.dtype, seed: int)
     x = a + (a - b) * 10 ** decades.to(dtype)
     closest = x.clone()  # the least step, of half a decade each, from which on there is a certificate
     found = torch.zeros(len(a), dtype=torch.bool)
+    arithmetic = Arithmetic.of(dtype)
+    network = certificates._network(model, x, arithmetic)
     for step in range(-32, 7):
         candidate = a + (a - b) * 10 ** (step / 2)
-        now = (og.certify(model, candidate, precision=dtype).radius > 0) & ~found
+        now = (certificates._certify(network, candidate, None, arithmetic).radius > 0) & ~found
         closest[now], found = candidate[now], found | now
     return torch.cat([x, closest[found]])
 

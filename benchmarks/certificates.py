@@ -97,9 +97,8 @@ def cost() -> None:
         plain, wide = plain_network(model), x.double()
         with torch.no_grad():
             forward = timed(lambda plain=plain, wide=wide: plain(wide), 20)
-        arithmetic = certificates.BINARY64
-        network = certificates._network(model, x, arithmetic)
-        certify = timed(lambda n=network: certificates._certify(n, x, None, arithmetic), 20)
+        network = certificates._network(model, x, certificates.BINARY64)
+        certify = timed(lambda n=network: certificates._certify(n, x, None, certificates.BINARY64), 20)
         bound = timed(lambda m=model: og.lipschitz_bound(m, (64,)), 5)
         print(
             f"MLP {depth} × {width}: forward pass {1e3 * forward:.1f} ms, certifying {1e3 * certify:.1f} ms "
