@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthogonium.layers.conv import _PaddedConv
+from orthogonium.certification._orthogonal_norm import orthogonal_kernel_bound
+from orthogonium.layers.conv import _OrthoKernelLayer, _PaddedConv
 from orthogonium.layers.conv_transposed import _PaddedConvTranspose
 from orthogonium.layers.skew_conv import _SkewOrthoConv
 from orthogonium.linalg import absolute_kernel_norm_bound, kernel_norm_bound, spectral_norm_bound
@@ -29,13 +30,16 @@ def operator_norm_bound(
 ) -> float:
     """Never below the ℓ2 operator norm of a layer's linear part, with the weight as the layer computes it now.
 
+    For this library's orthogonal convolutions that is one to rounding on every image that they accept, known or not.
+
     Args:
         module: :class:`torch.nn.Linear`, a convolution of torch, transposed or not, or a linear or convolution layer of
             this library; parametrized or plain.
         input_shape: ``(..., channels, *sides)`` of what a convolution is applied to. Without it the bound holds on
             every image that the layer accepts, and is larger; see
             :func:`~orthogonium.linalg.kernel_bound.kernel_norm_bound`.
-        stride_divides: without ``input_shape``: only images whose sides the stride divides are meant.
+        stride_divides: without ``input_shape``: only images whose sides the stride divides are meant. It matters for
+            circular padding, where others cost a factor, and not for orthogonal layers.
 
     Raises:
         TypeError: a module of another type, or with a forward of its own; a complex weight.
@@ -49,7 +53,11 @@ def operator_norm_bound(
         _check_features(module, input_shape)
         return float(spectral_norm_bound(weight))
     norm = kernel_norm_bound(weight, **_arguments(module, input_shape, stride_divides))
-    return _series_bound(module, weight, norm) if isinstance(module, _SkewOrthoConv) else norm
+    if isinstance(module, _SkewOrthoConv):
+        return _series_bound(module, weight, norm)
+    if isinstance(module, _OrthoKernelLayer) and module._exact:
+        return min(norm, orthogonal_kernel_bound(weight, module.geometry.stride, module.groups))
+    return norm
 
 
 def absolute_norm_bound(

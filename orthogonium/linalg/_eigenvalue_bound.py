@@ -148,19 +148,20 @@ def _excess(real: Tensor, imag: Tensor | None, level: Tensor, error: Tensor, fac
     n = real.shape[-1]
     shifted = -real
     shifted.diagonal(dim1=-2, dim2=-1).add_(level.unsqueeze(-1))
+    trace = shifted.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
     if imag is None:
         factor, failed = torch.linalg.cholesky_ex(shifted.to(factor_dtype))
         factor = factor.double()
-        size = frobenius_bound(factor)
         residual = frobenius_bound(shifted.baddbmm_(factor, factor.mT, alpha=-1))
     else:
         factor, failed = torch.linalg.cholesky_ex(torch.complex(shifted.to(factor_dtype), -imag.to(factor_dtype)))
         both = torch.cat((factor.real, factor.imag), -1).double()
-        size = frobenius_bound(both)
         mixed = both[..., n:] @ both[..., :n].mT
         residual = frobenius_bound(shifted.baddbmm_(both, both.mT, alpha=-1), (imag + mixed).sub_(mixed.mT))
+    # ‖L‖_F² is the trace of L Lᵀ, at most tr B + √n ‖B − L Lᵀ‖_F; the factor covers the rounding of both
+    size = (trace + math.sqrt(n) * residual) * (1 + 2.0**-20)
     # products: γ |L||L|ᵀ per real part, at most γ ‖L‖_F² each; differences, and the diagonal of B: relative to
     # |B| + |L||L|ᵀ, and so to the residual and to |L||L|ᵀ
-    rounding = 4 * gamma(2 * n + 8) * (size.square() + residual) + n * n * 4 * TINY
+    rounding = 4 * gamma(2 * n + 8) * (size + residual) + n * n * 4 * TINY
     excess = (residual + rounding + error) * UP
     return torch.where(failed == 0, excess, torch.nan)

@@ -16,10 +16,13 @@ from orthogonium.linalg._rounding import UP, frobenius_bound, gamma, in_float64,
 from orthogonium.linalg.spectral_bound import unit_norm_bound
 
 _WRITTEN_OUT = 1024  # inputs or outputs per group up to which the operator is written out
-_ENTRIES = 2**22  # of the written-out operators of all groups, and of the blocks held at once
+_ENTRIES = 2**22  # of the written-out operators of all groups
+_BLOCK_ENTRIES = 2**19  # of the matrices of several frequencies held at once
 _NEAR = 1 + 2e-5  # the squared norm over the mean squared singular value from which on a kernel counts as orthogonal
 _LOOSENESS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # of a grid of frequencies, for images of any size
-_WORK = 1.5e8  # multiplications for which the tightest of these is taken
+_TIGHT = 0.001  # what is given up on images of known size, while it costs no more than
+_WORK_IF_KNOWN = 1e10  # multiplications; and otherwise, to be looser only beyond
+_WORK = 1.5e8  # multiplications
 _OVERHEAD = 10_000  # multiplications that take as long as one small block does besides
 
 
@@ -208,21 +211,28 @@ def _fits_in_memory(operator: _Operator) -> bool:
         return False
     inputs = inner * math.prod(axis.side or 0 for axis in operator.axes)
     outputs = out * math.prod(axis.windows or 0 for axis in operator.axes)
-    return min(inputs, outputs) <= _WRITTEN_OUT and groups * inputs * outputs <= _ENTRIES
+    loose = any(axis.circle()[1] > 1 for axis in operator.axes)  # then it is worth more
+    limit = 2 * _WRITTEN_OUT if loose else _WRITTEN_OUT
+    return min(inputs, outputs) <= limit and groups * inputs * outputs <= _ENTRIES
 
 
 def _written_out_bound(operator: _Operator) -> float:
     """By the verified bound on the matrix of each group, whose entries are sums of taps."""
-    axes, written = operator.axes, operator.kernel
+    axes, written, sums = operator.axes, operator.kernel, 1.0
     for axis, place in enumerate(axes):  # (groups, out, in, *k) → (groups, out, in, *(windows, side))
         selection = place.selection().to(written.device)
+        sums *= float(selection.sum(1).max())
         written = torch.tensordot(written, selection, dims=([3], [1]))
         assert written.ndim == 3 + len(axes) + axis + 1
     dims = len(axes)
     windows, sides = [3 + 2 * i for i in range(dims)], [4 + 2 * i for i in range(dims)]
     matrix = written.permute(0, 1, *windows, 2, *sides).flatten(2 + dims).flatten(1, 1 + dims)
-    taps = math.prod(operator.kernel.shape[3:])
+    if sums == 0:
+        return 0.0
+    if sums == 1:  # each entry is a tap
+        return float(unit_norm_bound(matrix).max())
     # sums of at most `taps` entries: off by γ |·|, and ‖Σ_t |op_t|‖_F ≤ √(windows · taps) ‖K‖_F
+    taps = math.prod(operator.kernel.shape[3:])
     size = frobenius_bound(operator.kernel.flatten(2)) * math.sqrt(taps * math.prod(a.windows or 0 for a in axes))
     error = 2 * gamma(taps + 2) * size
     return float(((unit_norm_bound(matrix) + error) * UP).max())
@@ -237,7 +247,7 @@ def _circle_bound(gram: KernelGram, lengths: list[int | None], dilation: Sequenc
         return float(largest_eigenvalue_bound(gram.even[0], gram.error.expand(gram.groups)).max())
     circle, factor = _frequencies(gram, lengths)
     level = bound = 0.0
-    for real, imag in gram.blocks(circle, dilation if factor == 1.0 else [1] * len(dilation), _ENTRIES):
+    for real, imag in gram.blocks(circle, dilation if factor == 1.0 else [1] * len(dilation), _BLOCK_ENTRIES):
         level, found = common_eigenvalue_bound(real, imag, gram.error, level)
         bound = max(bound, found)
     return min(bound * factor * UP, near)
@@ -250,17 +260,17 @@ def _frequencies(gram: KernelGram, lengths: list[int | None]) -> tuple[list[int]
     ``M`` points per turn its maximum is at most the grid's over ``cos²(π n / 2M)``. The dilation drops out: it only
     makes ω go around several times.
     """
-    work = gram.groups * (gram.channels**3 + _OVERHEAD)
+    work = gram.groups * (gram.channels**3 + _OVERHEAD) / 2
     exact = [n for n in lengths if n is not None]
-    known = math.prod(exact) * work / 2 if len(exact) == len(lengths) else math.inf
+    known = math.prod(exact) * work if len(exact) == len(lengths) else math.inf
+    axes = sum(n > 0 for n in gram.degrees)
     for loose in _LOOSENESS:
-        axes = sum(n > 0 for n in gram.degrees)
-        angle = math.acos((1 - loose) ** (1 / axes)) if axes else 0.0
+        angle = math.acos((1 - loose) ** (1 / axes))
         grid = [math.ceil(math.pi * n / (2 * angle)) if n else 1 for n in gram.degrees]
-        cost = math.prod(grid) * work / 2
-        if known <= cost or (known < math.inf and loose < _LOOSENESS[1] and known <= 4 * _WORK):
-            return exact, 1.0
-        if cost <= _WORK or loose == _LOOSENESS[-1] or (known < math.inf and loose == _LOOSENESS[1]):
+        cost = math.prod(grid) * work
+        if min(cost, known) <= (_WORK_IF_KNOWN if exact and loose <= _TIGHT else _WORK):
             break
+    if known <= max(cost, _WORK):
+        return exact, 1.0
     cosines = math.prod(math.cos(math.pi * n / (2 * m)) for n, m in zip(gram.degrees, grid, strict=True))
     return grid, (1 / cosines**2) * (1 + 2.0**-40)

@@ -11,7 +11,9 @@ from torch.nn.utils import parametrizations
 import orthogonium as og
 from orthogonium import layers
 from orthogonium.certification import absolute_norm_bound, operator_norm_bound
+from orthogonium.certification._orthogonal_norm import orthogonal_kernel_bound
 from tests.helpers import gaussian
+from tests.operators import explicit
 
 SIDES = {1: (12,), 2: (6, 8), 3: (4, 4, 2)}
 
@@ -82,7 +84,48 @@ def test_never_below_the_layer_and_close_to_it(name):
     assert absolute <= absolute_norm_bound(layer)
     if name.startswith(("Ortho", "Skew")):
         assert bound <= 1 + 1e-6
-        assert operator_norm_bound(layer, stride_divides=True) <= 1 + 1e-5
+        assert anywhere <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "sides"),
+    [
+        ((4, 8, 3), {"stride": 2}, [(7, 6), (6, 7), (11, 9)]),
+        ((8, 4, 5), {"stride": 3}, [(16, 10), (9, 9), (13, 14)]),
+        ((6, 4, (1, 3)), {"stride": (2, 1), "groups": 2}, [(7, 5), (8, 3)]),
+        ((4, 4, 3), {"dilation": 2}, [(5, 6), (9, 9)]),
+        ((9, 9, 2), {"stride": 3, "groups": 3}, [(9, 9), (12, 6)]),
+        ((3, 3, 3), {"groups": 3}, [(5, 5)]),
+    ],
+)
+def test_orthogonal_layers_on_every_image_that_they_accept(arguments, keywords, sides, mode):
+    for make, flip in ((og.OrthoConv2d, False), (og.OrthoConvTranspose2d, True)):
+        inner, outer, size = arguments
+        layer = plain(make, *((outer, inner) if flip else (inner, outer)), size, padding_mode=mode, **keywords)
+        bound = operator_norm_bound(layer)
+        assert bound <= 1 + 1e-5
+        tried = 0
+        for shape in sides:
+            try:
+                matrix = matrix_of(layer, (layer.in_channels, *shape))
+            except ValueError:  # refused
+                continue
+            tried += 1
+            assert float(torch.linalg.matrix_norm(matrix, ord=2)) * (1 - 1e-12) <= bound
+        assert tried
+
+
+def test_a_kernel_that_no_factors_made_is_bounded_too():
+    layer = plain(og.OrthoConv2d, 3, 5, 3, stride=2)
+    kernel = gaussian((5, 3, 3, 3))
+    matrix = explicit(kernel, (6, 8), (2, 2), (1, 1), layer.geometry.pads, True, 1)
+    truth = float(torch.linalg.matrix_norm(matrix, ord=2))
+    assert truth <= orthogonal_kernel_bound(kernel, (2, 2), 1)
+    rounded = layer.weight.detach() * 1.001
+    matrix = explicit(rounded, (6, 8), (2, 2), (1, 1), layer.geometry.pads, True, 1)
+    truth = float(torch.linalg.matrix_norm(matrix, ord=2))
+    assert 1.0009 < truth * (1 - 1e-13) <= orthogonal_kernel_bound(rounded, (2, 2), 1) <= truth * (1 + 1e-5)
 
 
 def test_float32_weights_are_bounded_as_they_are():

@@ -219,6 +219,17 @@ def test_large_and_zero_kernels():
         assert absolute_kernel_norm_bound(empty) == 0
 
 
+def test_windows_that_read_only_padding():
+    kernel = torch.zeros(2, 2, 3, dtype=torch.float64)
+    for small, large in ((2.0**-10, 1e6), (2.0**-1000, 1e300)):
+        kernel[..., 1] = small  # the centre, which alone meets an image of one pixel
+        kernel[..., ::2] = large
+        bound = kernel_norm_bound(kernel, 1, padding=1)
+        assert 2 * small <= bound
+        assert bound <= 2 * small * (1 + 1e-8) or large == 1e300  # where the centre underflows beside the others
+    assert kernel_norm_bound(kernel, 1, padding=[(3, 0)], stride=9) == 0
+
+
 def test_groups_take_the_largest_and_not_the_product():
     kernel = torch.cat((gaussian((2, 3, 3), seed=0), 5 * gaussian((2, 3, 3), seed=1)))
     alone = max(kernel_norm_bound(part, 8, padding=1) for part in kernel.chunk(2))
