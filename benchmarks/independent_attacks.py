@@ -1,7 +1,7 @@
 """Does an attack written by others break a certificate, and is ours as strong?
 
     pip install adversarial-robustness-toolbox
-    python benchmarks/independent_attacks.py [--images 100] [--steps 40]
+    python benchmarks/independent_attacks.py [--images 30] [--steps 40]
 
 Attacks digits with projected gradient descent and Auto-PGD of the Adversarial Robustness Toolbox, in the ℓ2 ball
 of the certified radius (0 may succeed) and of more than that (to see that the attack works), beside ours.
@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 import torch
 from certificates import trained
-from torch import Tensor, nn
+from torch import nn
 
 import orthogonium as og
 from orthogonium.certification import plain_network
@@ -48,7 +48,7 @@ def broken(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
