@@ -107,7 +107,8 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.path_of_module(m).removeprefix("model").removeprefix(".")
         if self.is_leaf_module(m, path):
-            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+            replaced = [name for name in vars(m) if callable(getattr(type(m), name, None))]
+            if m._forward_hooks or m._forward_pre_hooks or replaced or _global_hooks():
                 raise TypeError(
                     f"{named(path)} ({plain_type(m).__name__}) has forward hooks, or a forward of its own, which can "
                     f"change its output. Remove them; in place of the old weight_norm and spectral_norm use those of "
@@ -120,6 +121,10 @@ class _Tracer(fx.Tracer):
         result = forward(*args, **kwargs)
         self.scopes.pop()
         return result
+
+
+def _global_hooks() -> bool:
+    return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
 
 
 def named(path: str) -> str:

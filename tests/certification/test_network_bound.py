@@ -178,6 +178,13 @@ def test_an_unknown_module_is_refused_by_path(stranger):
         (lambda m, x: x[:, None] @ x[:, :, None], "multiplies two tensors"),
         (lambda m, x: x.sort(1)[1], "indices of sort"),
         (lambda m, x: x[torch.tensor([0])], "indexes by a tensor"),
+        (lambda m, x: x[:, [0, 0]], "indexes by a tensor or a list"),
+        (lambda m, x: x[:, (0, 0)], "indexes by a tensor or a list"),
+        (lambda m, x: x.to(torch.int64), "which jumps"),
+        (lambda m, x: x.long(), "calls long"),
+        (lambda m, x: torch.where(x > 0, x, x + 1), "calls gt"),
+        (lambda m, x: x.expand(-1, 4), "repeats entries"),
+        (lambda m, x: x[:, None] @ m.w, None),
         (lambda m, x: torch.mean(x), "reduces all axes"),
         (lambda m, x: x.sum(0), "mixes the batch"),
         (lambda m, x: (x, x), "must return one tensor, got tuple"),
@@ -201,6 +208,9 @@ def test_an_unknown_module_is_refused_by_path(stranger):
 )
 def test_what_cannot_be_bounded_is_refused_with_a_reason(function, message):
     model = nn.Sequential(written(function, w=nn.Parameter(torch.randn(4, 4)), hidden=[nn.Linear(4, 4)])).eval()
+    if message is None:  # its neighbours are refused, it is not
+        assert lipschitz_bound(model, (4,)).bound > 0
+        return
     with pytest.raises((TypeError, ValueError), match=message):
         lipschitz_bound(model, (4,))
 
@@ -251,6 +261,15 @@ def test_hooks_are_refused_or_followed():
     assert lipschitz_bound(model).bound == pytest.approx(2, rel=1e-5)
     with pytest.raises(TypeError, match="weight_norm"):
         lipschitz_bound(nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3))).eval())
+
+
+def test_hooks_on_all_modules_are_refused():
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 2 * output)
+    try:
+        with pytest.raises(TypeError, match="has forward hooks"):
+            lipschitz_bound(nn.Sequential(nn.Linear(3, 3)).eval())
+    finally:
+        handle.remove()
 
 
 def test_a_forward_of_its_own_is_refused():

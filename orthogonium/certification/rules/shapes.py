@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.certification.rounding import sqrt_up
-from orthogonium.certification.rules.registry import EXACT, Refused, Response, Variable, lipschitz_rule
+from orthogonium.certification.rules.registry import EXACT, Refused, Response, Unknown, Variable, lipschitz_rule
 
 _SAME = Response(1.0, EXACT)
 _PAIRS = ("sort", "max", "min", "topk")
@@ -100,8 +100,8 @@ def _getitem(x: Any, index: Any) -> Response:
     if isinstance(x, Variable) and x.origin in _PAIRS and index != 0:
         raise Refused(f"takes the indices of {x.origin}, which jump. Take the values")
     for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, Tensor | list | Variable):
-            raise Refused("indexes by a tensor, which may repeat entries. Use slices, or torch.cat of slices")
+        if isinstance(part, bool) or not (part is None or part is Ellipsis or isinstance(part, int | slice | Unknown)):
+            raise Refused("indexes by a tensor or a list, which may repeat entries. Use slices, or torch.cat of slices")
     return _SAME
 
 
@@ -130,11 +130,15 @@ def _stack(tensors: Any, dim: int = 0) -> Response:
     return Response((1.0,) * len(parts), EXACT, stacked=True)
 
 
-@lipschitz_rule("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda")
+@lipschitz_rule("to", "float", "double", "half", "bfloat16", "cpu", "cuda")
 def _cast(x: Variable, *args: Any, **kwargs: Any) -> Response:
-    """No precision is promised after a change of type."""
-    moves = (str, torch.device)
-    return _SAME if args and all(isinstance(a, moves) for a in args) and not kwargs else Response(1.0)
+    """No rounding is known after a change of type; whole numbers jump."""
+    given = (*args, *kwargs.values())
+    types = [a.dtype if isinstance(a, Tensor) else a for a in given if isinstance(a, Tensor | torch.dtype)]
+    if any(not t.is_floating_point for t in types):
+        raise Refused(f"turns its input into {types[0]}, which jumps or is not real")
+    moves = bool(args) and not types and all(isinstance(a, str | torch.device | bool) for a in given)
+    return _SAME if moves else Response(1.0)
 
 
 @lipschitz_rule(torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", fresh=True)
