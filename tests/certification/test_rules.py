@@ -183,7 +183,10 @@ def slopes(network, x):
         return out.flatten()
 
     return [
-        torch.linalg.matrix_norm(torch.autograd.functional.jacobian(single, p).reshape(-1, p.numel()), 2) for p in x
+        torch.linalg.matrix_norm(
+            torch.autograd.functional.jacobian(single, p, vectorize=True).reshape(-1, p.numel()), 2
+        )
+        for p in x
     ]
 
 
