@@ -37,7 +37,8 @@ def operator_norm_bound(
             this library; parametrized or plain.
         input_shape: ``(..., channels, *sides)`` of what a convolution is applied to. Without it the bound holds on
             every image that the layer accepts, and is larger; see
-            :func:`~orthogonium.linalg.kernel_bound.kernel_norm_bound`.
+            :func:`~orthogonium.linalg.kernel_bound.kernel_norm_bound`. A transposed convolution is meant with its own
+            ``output_padding``, not with an ``output_size`` in the call.
         stride_divides: without ``input_shape``: only images whose sides the stride divides are meant. It matters for
             circular padding, where others cost a factor, and not for orthogonal layers.
 

@@ -154,10 +154,11 @@ def _excess(real: Tensor, imag: Tensor | None, level: Tensor, error: Tensor, fac
         factor = factor.double()
         residual = frobenius_bound(shifted.baddbmm_(factor, factor.mT, alpha=-1))
     else:
-        factor, failed = torch.linalg.cholesky_ex(torch.complex(shifted.to(factor_dtype), -imag.to(factor_dtype)))
+        # the conjugate of B, whose imaginary part is that of H
+        factor, failed = torch.linalg.cholesky_ex(torch.complex(shifted.to(factor_dtype), imag.to(factor_dtype)))
         both = torch.cat((factor.real, factor.imag), -1).double()
         mixed = both[..., n:] @ both[..., :n].mT
-        residual = frobenius_bound(shifted.baddbmm_(both, both.mT, alpha=-1), (imag + mixed).sub_(mixed.mT))
+        residual = frobenius_bound(shifted.baddbmm_(both, both.mT, alpha=-1), (imag - mixed).add_(mixed.mT))
     # ‖L‖_F² is the trace of L Lᵀ, at most tr B + √n ‖B − L Lᵀ‖_F; the factor covers the rounding of both
     size = (trace + math.sqrt(n) * residual) * (1 + 2.0**-20)
     # products: γ |L||L|ᵀ per real part, at most γ ‖L‖_F² each; differences, and the diagonal of B: relative to

@@ -125,7 +125,9 @@ class KernelGram:
         steps = (self.shifts * torch.tensor(weights, device=self.shifts.device)) % whole
         c = self.channels
         even, odd = self.even.flatten(1), self.odd.flatten(1)
-        for part in frequencies.split(max(1, entries // max(1, even.shape[1]))):
+        portions = -(-len(frequencies) // max(1, entries // max(1, even.shape[1])))
+        for first in range(portions):  # each spread over the circle: neighbours are alike, so the first finds the level
+            part = frequencies[first::portions]
             # integers: the phases are exact. Each product is below whole², which is far below 2⁶³
             phase = (part @ steps.T) % whole if part.device.type == "cpu" else _product(part, steps) % whole
             phase = torch.where(2 * phase > whole, phase - whole, phase)

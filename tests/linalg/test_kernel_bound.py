@@ -3,6 +3,7 @@
 import math
 from itertools import product
 
+import mpmath
 import pytest
 import torch
 from hypothesis import assume, given
@@ -122,6 +123,32 @@ def test_never_below_the_operator(drawn):
     del arguments["image_size"]
     assert truth <= kernel_norm_bound(kernel, **arguments)
     assert absolute <= absolute_kernel_norm_bound(kernel, **arguments)
+
+
+@given(
+    mode=st.sampled_from(MODES),
+    k=st.integers(1, 3),
+    s=st.integers(1, 2),
+    side=st.integers(3, 6),
+    channels=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    orthogonal=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_never_below_forty_digits(mode, k, s, side, channels, orthogonal, seed):
+    """With no allowance at all: sums of these taps are exact, and the singular values are those of mpmath."""
+    kernel = gaussian((*channels, k), seed=seed).bfloat16()
+    if orthogonal:  # a shift, whose bound leaves the least room
+        kernel = torch.zeros_like(kernel)
+        kernel[0, 0, k // 2] = 1.1
+    matrix = operator(kernel, (side,), (s,), "same", (1,), 1, mode)
+    with mpmath.workdps(40):
+        truth = mpmath.svd_r(mpmath.matrix(matrix.tolist()), compute_uv=False)[0]
+    arguments = {"stride": s, "padding": "same", "padding_mode": mode}
+    assert truth <= kernel_norm_bound(kernel, side, **arguments)
+    assert truth <= kernel_norm_bound(kernel, **arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_bound, "_WRITTEN_OUT", 0)
+        assert truth <= kernel_norm_bound(kernel, side, **arguments)
 
 
 def test_it_would_notice():
