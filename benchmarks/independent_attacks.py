@@ -1,6 +1,5 @@
 """Does an attack written by others break a certificate, and is ours as strong?
 
-    pip install adversarial-robustness-toolbox
     python benchmarks/independent_attacks.py [--images 30] [--steps 40]
 
 Attacks digits with projected gradient descent and Auto-PGD of the Adversarial Robustness Toolbox, in the ℓ2 ball

@@ -1,8 +1,8 @@
 from orthogonium.certification.attacks import AttackResult, attack
 from orthogonium.certification.certificates import Certificate, certified_accuracy, certify
-from orthogonium.certification.network import plain_network
 from orthogonium.certification.network_bound import LayerBound, NetworkBound, lipschitz_bound
 from orthogonium.certification.operator_norm import absolute_norm_bound, operator_norm_bound
+from orthogonium.certification.program import plain_network
 from orthogonium.certification.rules import EXACT, Refused, Response, Rounding, Variable, lipschitz_rule
 
 __all__ = [

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from orthogonium.certification.forward_error import SizeRecorder, check_rounding, forward_error
-from orthogonium.certification.network import Network, analyse, run
+from orthogonium.certification.network import Network, analyse
 from orthogonium.certification.operators import row_distances
+from orthogonium.certification.program import run
 from orthogonium.certification.rounding import BINARY64, Arithmetic
 from orthogonium.linalg._rounding import UP
 

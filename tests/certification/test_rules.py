@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 import orthogonium as og
 from orthogonium.certification.forward_error import SizeRecorder, forward_error
-from orthogonium.certification.network import analyse, run
+from orthogonium.certification.network import analyse
+from orthogonium.certification.program import run
 from orthogonium.certification.rounding import BINARY64, Arithmetic
 from orthogonium.layers import AOLConv2d, SkewOrthoConv1d, SkewOrthoConv2d
 
