@@ -110,7 +110,9 @@ def _checked_output(node: fx.Node, holders: dict[fx.Node, Any]) -> fx.Node:
     result = node.args[0]
     if not isinstance(result, fx.Node):
         raise TypeError(f"the model must return one tensor, got {type(result).__name__}. Wrap it and pick one")
-    if not isinstance(holders[result], Variable | Tensor):
+    if isinstance(holders[result], Tensor):
+        raise TypeError("the model returns a constant: nothing depends on its input")
+    if not isinstance(holders[result], Variable):
         raise TypeError("the model must return one tensor, got a size or a number")
     return result
 

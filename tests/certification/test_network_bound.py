@@ -190,6 +190,7 @@ def test_an_unknown_module_is_refused_by_path(stranger):
         (lambda m, x: (x, x), "must return one tensor, got tuple"),
         (lambda m, x: {"logits": x}, "must return one tensor"),
         (lambda m, x: x.shape, "got a size"),
+        (lambda m, x: m.w + 0, "returns a constant|must return one tensor, got"),
         (lambda m, x: m.hidden[0](x), "not registered as one of its own"),
         (lambda m, x: x * x.shape[0], "depend on the batch"),
         (lambda m, x: torch.add(x, x, alpha=2), "alpha=2"),
