@@ -1,7 +1,7 @@
 """Orthogonal and Lipschitz-bounded layers for PyTorch, with certificates that hold."""
 
 from orthogonium._version import __version__
-from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_product
+from orthogonium.certification import attack, certified_accuracy, certify, lipschitz_bound
 from orthogonium.diagnostics import SpectralMonitor, coordinate_check, layerwise_lr, signal_report
 from orthogonium.initialization import (
     Normed,
@@ -95,7 +95,7 @@ __all__ = [
     "get_wrapped_submodules",
     "initialize",
     "layerwise_lr",
-    "lipschitz_product",
+    "lipschitz_bound",
     "looks_linear_",
     "orthogonal",
     "signal_report",

@@ -26,7 +26,7 @@ ORDER = [
 ]
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 REQUIRED = {"torch"}  # at import of the library; the rest belongs to extras
-OPTIONAL = {"sklearn", "matplotlib", "rich", "safetensors", "numpy"}
+OPTIONAL = {"sklearn", "matplotlib", "rich", "safetensors", "numpy", "hypothesis"}
 NEEDS_EXTRAS = {"training", "cli", "__main__"}  # parts that may import extras at the top
 
 
@@ -78,10 +78,15 @@ def test_imports_stand_at_the_top_unless_optional(file):
             assert optional, f"line {statement.lineno}: import {name} belongs to the top of the file"
 
 
+def for_types(node: ast.AST) -> bool:
+    """Whether it is ``if TYPE_CHECKING:``."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_torch_is_required(file):
     tree, package = parsed(file)
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) or for_types(f) for n in ast.walk(f)}
     for name, statement in imports(tree, package):
         top = name.split(".")[0]
         if top == "orthogonium" or top in sys.stdlib_module_names or top in REQUIRED or id(statement) in inside:

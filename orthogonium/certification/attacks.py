@@ -34,8 +34,9 @@ def attack(
     does not find proves nothing.
 
     Args:
-        model: maps ``(N, ...)`` to ``(N, classes)`` and is differentiable; its parameters are left alone.
-            Pass :func:`~orthogonium.certification.sequential.plain_network` to save recomputing constraints.
+        model: maps ``(N, ...)`` to ``(N, classes)``, or to one logit ``(N, 1)`` or ``(N,)`` whose sign is the class,
+            and is differentiable; its parameters are left alone. Put it in evaluation mode.
+            Pass :func:`~orthogonium.certification.plain_network` to save recomputing constraints.
         x: ``(N, ...)``, floating-point.
         labels: ``(N,)``, the right classes.
         eps: radius of the ball, at least 0.
@@ -44,13 +45,18 @@ def attack(
         seed: of the random starts.
 
     Raises:
-        ValueError: ``eps`` is negative or not finite, or a count is below one.
+        TypeError: ``x`` is not floating-point.
+        ValueError: ``labels`` is not ``(N,)``, ``eps`` is negative or not finite, or a count is below one.
 
     Source:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
     """
     if not (eps >= 0 and math.isfinite(eps)):
         raise ValueError(f"eps must be a finite radius of at least 0, got {eps}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a real floating-point tensor, got {x.dtype}. Convert it, e.g. with x.float()")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"labels must have shape {tuple(x.shape[:1])}, got {tuple(labels.shape)}")
     for name, count in (("steps", steps), ("restarts", restarts)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -97,6 +103,8 @@ def _ascend(
 def _gain(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """Largest wrong logit less the right one: not negative once the label no longer wins."""
     logits = model(x)
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        return logits.flatten() * (1 - 2 * labels)
     right = logits.gather(1, labels[:, None])[:, 0]
     is_right = nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits.masked_fill(is_right, -math.inf).amax(1) - right

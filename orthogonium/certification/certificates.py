@@ -3,81 +3,108 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from orthogonium.certification.matrix_norms import _row_distances_upper_bound
-from orthogonium.certification.sequential import Link, product, read_sequential
-from orthogonium.layers import GroupSort
-from orthogonium.linalg._rounding import gamma
+from orthogonium.certification.forward_error import SizeRecorder, check_rounding, forward_error
+from orthogonium.certification.network import Network, analyse
+from orthogonium.certification.operators import row_distances
+from orthogonium.certification.program import run
+from orthogonium.certification.rounding import BINARY64, Arithmetic
+from orthogonium.linalg._rounding import UP
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48
 _FARTHEST = 2.0**20  # times the size of the input: farther out, rounding alone could decide
+_PASSES = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout"}
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is proved about each input, for the network evaluated in float64.
+    """What is proved about each input, for the network evaluated in the precision that was asked for.
 
-    ``prediction`` ``(N,)``: the class of the largest logit. ``radius`` ``(N,)``, float64: every input at
-    ℓ2 distance at most ``radius`` has the same prediction. ``margin`` ``(N,)``: the logit of the class in
-    question less the largest other one. ``lipschitz``: an upper bound on the constant of the network.
+    Attributes:
+        prediction: ``(N,)``, the class of the largest logit; of a single logit, whether it is positive.
+        radius: ``(N,)``, float64. Every input at ℓ2 distance at most ``radius`` has the same prediction. Zero: nothing
+            is proved.
+        margin: ``(N,)``, the logit of the class in question less the largest other one; of a single logit z, ``z`` or
+            ``−z``.
+        lipschitz: an upper bound on the constant of the network.
+        error: ``(N,)``, an upper bound on ``‖computed − exact‖`` of the logits, at the input and inside the radius.
     """
 
     prediction: Tensor
     radius: Tensor
     margin: Tensor
     lipschitz: float
+    error: Tensor
+
+    def holds(self, radius: float = 0.0) -> Tensor:
+        """``(N,)``, boolean: whether the prediction is proved not to change within ``radius``."""
+        return (self.radius >= radius) & (self.radius > 0)
 
 
-def certify(model: nn.Module, x: Tensor, labels: Tensor | None = None) -> Certificate:
+def certify(
+    model: nn.Module, x: Tensor, labels: Tensor | None = None, *, precision: torch.dtype = torch.float64
+) -> Certificate:
     """Prove, for each input, a radius within which the prediction cannot change.
 
-    Let the last layer be ``z = W h + b`` after features ``h`` of Lipschitz constant ``L``. A change of the
-    input by δ changes ``z_i − z_j`` by at most ``‖w_i − w_j‖ L ‖δ‖``, so class i stays on top while, for
-    every j, ``‖δ‖ < (z_i − z_j) / (‖w_i − w_j‖ L)``. This holds everywhere in the input space, not
-    only for valid images. A float64 evaluation differs from the exact one by at most D per logit, both
-    here and at the attacked input, so 4 D is taken off each margin first; the quotient is rounded down.
+    A change of the input by δ changes the difference of two logits by at most ``ℓ_ij ‖δ‖``, so class i stays on top
+    while, for every j, ``‖δ‖ < (z_i − z_j) / ℓ_ij``. If the last layer is linear, ``ℓ_ij = ‖w_i − w_j‖ L`` after
+    features of constant ``L``; if the logits are joined from parts, it is the sum of the constants of two parts;
+    otherwise √2 times the constant of the network. A single logit is a binary classifier: its sign is the prediction,
+    and ``|z| / L`` the radius. This holds everywhere in the input space, not only for valid images.
 
-    The statement is about the network with the weights as the model computes them, evaluated in float64
-    in any order of summation. Inputs are certified as they are given: scaling them beforehand
-    scales the radius.
+    Computed logits differ from exact ones by at most an error D that is carried through the network, both here and at
+    the attacked input. For two logits each, that is taken off the margin first; the quotient is rounded down.
+
+    The statement is about the network with the weights as the model computes them, evaluated in ``precision`` in any
+    order of summation, elementary functions within 4 units in the last place. Inputs are certified as they are given:
+    scaling them beforehand scales the radius, so put a normalisation into the model.
 
     Args:
-        model: a :class:`torch.nn.Sequential` in evaluation mode that maps ``(N, ...)`` to ``(N,
-            classes)``, of the modules that
-            :func:`~orthogonium.certification.sequential.read_sequential` knows.
+        model: in evaluation mode, maps ``(N, ...)`` to ``(N, classes)``, or to ``(N, 1)`` or ``(N,)`` for two classes;
+            of what :func:`~orthogonium.lipschitz_bound` knows.
         x: ``(N, ...)``, floating-point.
         labels: ``(N,)``, integer classes. With them, ``margin`` is that of the label, negative where the
             prediction is wrong, and ``radius`` is zero there.
+        precision: of the evaluation that keeps its class: ``torch.float64``, or ``torch.float32`` for smaller radii
+            about a deployed network (for float32 inputs, and weights that float32 holds).
 
     Returns:
         A :class:`Certificate`. Ties, NaN and infinities have radius zero.
 
     Raises:
-        TypeError: ``x`` is not floating-point, ``labels`` not integer, or a module is not known.
-        ValueError: the model is in training mode, gives fewer than two logits, or shapes do not match.
+        TypeError: ``x`` is not floating-point, ``labels`` not integer, a module is not known, or its rounding is not.
+        ValueError: the model is in training mode, gives no logits, shapes do not match, or the precision is another.
 
     Source:
         Tsuzuku, Sato and Sugiyama, "Lipschitz-margin training", NeurIPS 2018, for margins; Higham,
         "Accuracy and Stability of Numerical Algorithms", 2002, section 3.5, for D.
     """
-    return _certify(read_sequential(model), x, labels)
+    arithmetic = Arithmetic.of(precision)
+    _check_input(x)
+    return _certify(_network(model, x, arithmetic), x, labels, arithmetic)
 
 
 def certified_accuracy(
     model: nn.Module,
     data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
     eps: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+    *,
+    precision: torch.dtype = torch.float64,
+    progress: bool = False,
 ) -> dict[float, float]:
     """The share of inputs that are classified correctly and certified at each radius.
 
     Args:
-        model: as in :func:`certify`.
-        data: ``(x, labels)``, or an iterable of such pairs, for example a DataLoader.
+        model: as in :func:`certify`. It is traced and bounded once for all batches of one image size.
+        data: ``(x, labels)``, or an iterable of such pairs, for example a DataLoader, read one by one.
         eps: ℓ2 radii, not negative; at 0 the result is the clean accuracy.
+        precision: as in :func:`certify`.
+        progress: show a bar while reading, if the package ``rich`` is installed.
 
     Returns:
         ``{radius: fraction}`` in the order of ``eps``.
@@ -88,11 +115,15 @@ def certified_accuracy(
     for radius in eps:
         if not radius >= 0:
             raise ValueError(f"eps must hold radii of at least 0, got {radius}")
-    links = read_sequential(model)
-    pairs = [data] if isinstance(data, tuple) and isinstance(data[0], Tensor) else data
+    arithmetic = Arithmetic.of(precision)
+    pairs: Any = [data] if isinstance(data, tuple) and isinstance(data[0], Tensor) else data
     counts, total = dict.fromkeys(eps, 0), 0
-    for x, labels in pairs:
-        certificate = _certify(links, x, labels)
+    networks: dict[tuple[int, ...], Network] = {}
+    for x, labels in _with_progress(pairs, progress):
+        _check_input(x)
+        if x.shape[1:] not in networks:
+            networks[x.shape[1:]] = _network(model, x, arithmetic)
+        certificate = _certify(networks[x.shape[1:]], x, labels, arithmetic)
         correct = certificate.prediction == labels.to(certificate.prediction.device)
         for radius in eps:
             counts[radius] += int((correct & (certificate.radius >= radius)).sum())
@@ -102,100 +133,121 @@ def certified_accuracy(
     return {radius: counts[radius] / total for radius in eps}
 
 
-def _certify(links: list[Link], x: Tensor, labels: Tensor | None) -> Certificate:
+def _with_progress(pairs: Any, progress: bool) -> Iterable[tuple[Tensor, Tensor]]:
+    if not progress:
+        return pairs
+    try:
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return pairs
+    return track(pairs, description="Certifying", total=len(pairs) if hasattr(pairs, "__len__") else None)
+
+
+def _check_input(x: Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(f"x must be a real floating-point tensor, got {x.dtype}. Convert it, e.g. with x.float()")
     if x.ndim < 2:
         raise ValueError(f"x must have shape (N, ...), got {tuple(x.shape)}. For one input use x[None]")
-    x = x.detach().to(device="cpu", dtype=torch.float64)
-    logits, positions = _evaluate(links, x)
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"the model must give (N, classes) with at least 2 classes, got {tuple(logits.shape)}. "
-            f"A single logit has no other class to compare with"
-        )
-    prediction = logits.argmax(1)
-    subject = prediction if labels is None else _checked_labels(labels, logits)
-    gaps = logits.gather(1, subject[:, None]) - logits
-    distances, feature_bound = _last_layer(links, logits.shape[1])
-    reach = distances[subject] * feature_bound * (1 + 2 * _ROUNDOFF)  # how fast each gap can close
-    is_subject = torch.nn.functional.one_hot(subject, logits.shape[1]).bool()
-    margin = gaps.masked_fill(is_subject, math.inf).amin(1)
-    # The error at an attacked input is bounded through its norm: at most that of x plus the radius.
-    terms = math.prod(x.shape[1:])
-    size = torch.linalg.vector_norm(x.flatten(1), dim=1) * (1 + 2 * gamma(terms + 2))
-    exact = _radius(gaps, reach, is_subject, torch.zeros_like(size)).clamp_max(_FARTHEST * (1 + size))
-    error = _forward_error(links, positions, size + exact)
-    radius = torch.minimum(exact, _radius(gaps, reach, is_subject, error))
-    certain = torch.isfinite(logits).all(1) & torch.isfinite(error)
-    return Certificate(prediction, torch.where(certain, radius, 0.0), margin, product(links))
 
 
-def _evaluate(links: list[Link], x: Tensor) -> tuple[Tensor, list[int]]:
-    """The logits in float64, and after each link the number of positions that share its bias.
-
-    Each layer must treat ``(N, features)`` row by row, as the bounds assume.
-    """
-    positions = []
-    with torch.no_grad():
-        for link in links:
-            if isinstance(link.plain, nn.Linear) and x.shape[1:] != (link.plain.in_features,):
+def _network(model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Network:
+    network = analyse(model, x.shape[1:])
+    check_rounding(network)
+    if arithmetic is not BINARY64 and arithmetic.dtype != torch.float64:
+        for name, value in network.program.named_buffers():
+            if value.is_floating_point() and not torch.equal(value, value.to(arithmetic.dtype).double()):
                 raise ValueError(
-                    f"{link.path} ({link.kind}) takes (N, {link.plain.in_features}), got {tuple(x.shape)}. "
-                    f"Reshape x, or put a Flatten first"
+                    f"precision={arithmetic.dtype} needs weights that it holds exactly, and {name} of the traced "
+                    f"network is not: converting it would make another network. Certify model.float()"
                 )
-            if isinstance(link.plain, GroupSort) and link.plain.dim == -x.ndim:
-                raise ValueError(f"{link.path} ({link.kind}) has dim={-x.ndim}, which mixes the batch here")
-            if isinstance(link.plain, nn.Flatten) and link.plain.start_dim == -x.ndim:
-                raise ValueError(f"{link.path} (Flatten) has start_dim={-x.ndim}, which merges the batch here")
-            x = link.plain(x)
-            positions.append(math.prod(x.shape[2:]))
-    return x, positions
+    return network
 
 
-def _radius(gaps: Tensor, reach: Tensor, is_subject: Tensor, error: Tensor) -> Tensor:
-    """``min over j of (gap − 4 D) / reach``, rounded down: ``(N,)``, never negative."""
-    room = (gaps - gaps.abs() * _ROUNDOFF * 2 - 4 * error[:, None]) * _DOWN
+def _certify(network: Network, x: Tensor, labels: Tensor | None, arithmetic: Arithmetic) -> Certificate:
+    assert network.output is not None
+    x = x.detach().to(device="cpu", dtype=torch.float64)
+    recorder = SizeRecorder(network)
+    found: dict[fx.Node, Tensor] = {}
+
+    def visit(node: fx.Node, value: Any) -> None:
+        recorder(node, value)
+        if node is network.output:
+            assert isinstance(value, Tensor)
+            found[node] = value
+
+    run(network.program, x, visit=visit)
+    logits = found[network.output]
+    if logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1):
+        gaps, prediction, subject = _binary(logits.reshape(len(x)), labels)
+        reach = torch.full_like(gaps, network.bound)
+        logits_in_play = 1
+    elif logits.ndim == 2 and logits.shape[1] > 1:
+        prediction = logits.argmax(1)
+        subject = prediction if labels is None else _checked_labels(labels, logits.shape[1], len(x))
+        is_subject = torch.nn.functional.one_hot(subject, logits.shape[1]).bool()
+        gaps = (logits.gather(1, subject[:, None]) - logits).masked_fill(is_subject, math.inf)
+        reach = _reach(network, logits.shape[1])[subject] * UP
+        logits_in_play = 2
+    else:
+        raise ValueError(f"the model must give (N, classes), (N, 1) or (N,), got {tuple(logits.shape)}")
+    margin = gaps.amin(1)
+    (start,) = (node for node in network.steps if node.op == "placeholder")
+    # The error at an attacked input is bounded through its distance, at most the radius without rounding.
+    exact = _radius(gaps, reach, torch.zeros_like(margin)).clamp_max(_FARTHEST * (1 + recorder.sizes[start]))
+    errors = forward_error(network, recorder.sizes, exact, BINARY64)
+    here = there = errors[network.output]
+    if arithmetic.dtype != torch.float64:
+        there = forward_error(network, recorder.sizes, exact, arithmetic, errors)[network.output]
+    radius = torch.minimum(exact, _radius(gaps, reach, logits_in_play * (here + there) * UP))
+    certain = torch.isfinite(logits).flatten(1).all(1) if logits.ndim > 1 else torch.isfinite(logits)
+    radius = torch.where(certain & torch.isfinite(there) & (prediction == subject), radius, 0.0)
+    return Certificate(prediction, radius, margin, network.bound, there)
+
+
+def _binary(logit: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    prediction = (logit > 0).long()
+    subject = prediction if labels is None else _checked_labels(labels, 2, len(logit))
+    return torch.where(subject == 1, logit, -logit)[:, None], prediction, subject
+
+
+def _radius(gaps: Tensor, reach: Tensor, error: Tensor) -> Tensor:
+    """``min over j of (gap − error) / reach``, rounded down: ``(N,)``, never negative."""
+    room = (gaps - gaps.abs() * _ROUNDOFF * 2 - error[:, None]) * _DOWN
     radius = torch.where(reach > 0, room / reach, torch.where(room > 0, math.inf, 0.0))
-    radius = radius.masked_fill(is_subject, math.inf).amin(1) * _DOWN
+    radius = torch.where(gaps == math.inf, math.inf, radius).amin(1) * _DOWN
     return radius.nan_to_num(nan=0.0, posinf=math.inf).clamp_min(0)
 
 
-def _last_layer(links: list[Link], classes: int) -> tuple[Tensor, float]:
-    """Bounds on ``‖w_i − w_j‖`` of a final linear layer, and on the Lipschitz constant before it.
-
-    After any other last layer, the difference of two logits moves at most √2 times as far as all of them.
-    """
-    last = links[-1].plain if links else None
-    if isinstance(last, nn.Linear):
-        return _row_distances_upper_bound(last.weight), product(links[:-1])
-    distances = torch.full((classes, classes), math.sqrt(2) * (1 + 4 * _ROUNDOFF), dtype=torch.float64)
-    return distances, product(links)
-
-
-def _forward_error(links: list[Link], positions: list[int], size: Tensor) -> Tensor:
-    """A bound D on how far float64 logits are from exact ones, for inputs of norm at most ``size``: ``(N,)``.
-
-    Through ``W x + b``, in sums of n terms, an input of norm r known up to D becomes known up to
-    ``‖W‖ D + κ (‖|W|‖ (r + D) + ‖b‖)``, with ``κ = γ_n + u (1 + γ_n)``. Sorting adds nothing.
-    """
-    error = torch.zeros_like(size)
-    for link, count in zip(links, positions, strict=True):
-        if link.terms:
-            terms = gamma(link.terms + 1)
-            kappa = 2 * (terms + _ROUNDOFF * (1 + terms))  # twice: room for the rounding of this bound
-            bias_norm = link.bias_norm * math.sqrt(count) * (1 + 4 * _ROUNDOFF)
-            fresh = kappa * (link.absolute_norm * (size + error) + bias_norm) + 2.0**-1000
-            error = (link.norm * error + fresh) * (1 + 8 * _ROUNDOFF)
-            size = (link.norm * size + bias_norm) * (1 + 8 * _ROUNDOFF)
-    return error
+def _reach(network: Network, classes: int) -> Tensor:
+    """How fast the difference of two logits can change, at most: ``(classes, classes)``."""
+    assert network.output is not None
+    step = network.steps[network.output]
+    reach = torch.full((classes, classes), math.sqrt(2) * (1 + 4 * _ROUNDOFF) * network.bound, dtype=torch.float64)
+    while step.kind in _PASSES and step.shape == (classes,):
+        step = network.steps[step.inputs[0]]
+    inputs = [network.steps[node] for node in step.inputs]
+    if step.response.matrix is not None and step.shape == (classes,):
+        reach = torch.minimum(reach, row_distances(step.response.matrix) * inputs[0].bound * UP)
+    elif step.response.stacked and step.kind in ("cat", "concat", "concatenate", "stack"):
+        counts = [1 if part.shape == () else part.shape[0] if part.shape else 0 for part in inputs]
+        if sum(counts) == classes:
+            bounds = [
+                torch.full((count,), part.bound, dtype=torch.float64)
+                for count, part in zip(counts, inputs, strict=True)
+            ]
+            own = torch.cat(bounds)
+            part = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+            same = part[:, None] == part
+            sums = torch.where(same, math.sqrt(2) * own[:, None], own[:, None] + own) * UP
+            reach = torch.minimum(reach, sums)
+    return reach
 
 
-def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
+def _checked_labels(labels: Tensor, classes: int, count: int) -> Tensor:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must hold integer classes, got {labels.dtype}")
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[1]):
-        raise ValueError(f"labels must lie in 0 … {logits.shape[1] - 1}, got {int(labels.min())} … {int(labels.max())}")
+    if labels.shape != (count,):
+        raise ValueError(f"labels must have shape {(count,)}, got {tuple(labels.shape)}")
+    if count and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise ValueError(f"labels must lie in 0 … {classes - 1}, got {int(labels.min())} … {int(labels.max())}")
     return labels.detach().to(device="cpu", dtype=torch.int64)

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from orthogonium.certification import lipschitz_product
+from orthogonium.certification import lipschitz_bound
 from orthogonium.cli import signal
 from orthogonium.cli.loading import load_run
 from orthogonium.cli.show import console
+from orthogonium.training.data import FEATURES
 from orthogonium.training.layer_spectra import layer_spectra
 
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_run(options.path)
     if options.signal:
         return signal.show(model, config, options)
-    bounds = lipschitz_product(model)
+    bounds = lipschitz_bound(model, (FEATURES,))
     by_path = {layer.path: layer for layer in bounds.layers}
     title = f"{config.model}, preset {config.preset}, {sum(p.numel() for p in model.parameters()):,} free numbers"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             f"{float(values[-1]) - 1:+.2e}",
             f"{float(values[0]) - 1:+.2e}",
             f"{spectrum.defect:.2e}",
-            f"{layer.bound - 1:+.2e}",
+            f"{layer.constant - 1:+.2e}",
         )
     out = console()
     out.print(f"[bold]{title}[/bold]", soft_wrap=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orthogonium.certification import NetworkBound
 from orthogonium.training import Evaluation
 
 if TYPE_CHECKING:
@@ -34,4 +35,19 @@ def certified_table(result: Evaluation, radii: Sequence[float]) -> "Table":
         if result.attacked:
             row.append(f"{100 * result.attacked[radius]:.1f} %")
         table.add_row(*row)
+    return table
+
+
+def bound_table(bounds: NetworkBound) -> "Table":
+    """The constant of every call, and the bound of the network up to there."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("layer", "what"):
+        table.add_column(name, no_wrap=True)
+    for name in ("constant", "bound so far"):
+        table.add_column(name, justify="right")
+    for layer in bounds.layers:
+        table.add_row(layer.path or "(model)", layer.kind, f"{layer.constant:.9f}", f"{layer.bound:.9f}")
     return table

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from orthogonium.certification import Certificate, attack, certify
-from orthogonium.certification.sequential import plain_network, read_sequential
+from orthogonium.certification import Certificate, attack, certify, plain_network
 
 RADII = (0.1, 0.25, 0.5, 1.0)
 
@@ -34,6 +34,7 @@ def evaluate(
     attack_steps: int = 40,
     attack_restarts: int = 1,
     seed: int = 0,
+    precision: torch.dtype = torch.float64,
 ) -> Evaluation:
     """Certify every input, then attack at each radius those that no smaller radius has broken.
 
@@ -43,12 +44,13 @@ def evaluate(
         radii: ℓ2, rising.
         attack_steps, attack_restarts, seed: of :func:`~orthogonium.certification.attack`, which runs in
             float64 on certified and uncertified inputs alike. With no steps nothing is attacked.
+        precision: of the evaluation that certificates speak of, as in :func:`~orthogonium.certification.certify`.
     """
     labels = labels.cpu()
-    certificate = certify(model, x, labels)
+    certificate = certify(model, x, labels, precision=precision)
     right = certificate.prediction == labels
     certified, attacked, broken = {}, {}, 0
-    network = plain_network(read_sequential(model))
+    network = plain_network(model)
     inputs = x.detach().cpu().double()
     standing = right.clone()
     for radius in sorted(radii):

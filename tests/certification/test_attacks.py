@@ -29,6 +29,21 @@ def test_misclassified_inputs_count_without_moving(halves):
     assert torch.equal(result.adversarial, x)
 
 
+def test_one_logit_is_pushed_across_zero():
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    model.weight.data = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    x = torch.tensor([[0.4, 0.0], [-0.4, 1.0], [0.6, 0.0]], dtype=torch.float64)
+    result = attack(model, x, torch.tensor([1, 0, 1]), eps=0.5, steps=20, restarts=1)
+    assert result.success.tolist() == [True, True, False]
+
+
+def test_inputs_are_checked(halves):
+    with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
+        attack(halves, torch.ones(1, 3, dtype=torch.int64), torch.tensor([0]), 0.1)
+    with pytest.raises(ValueError, match=r"labels must have shape \(1,\), got \(2,\)"):
+        attack(halves, torch.ones(1, 3, dtype=torch.float64), torch.tensor([0, 1]), 0.1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_stays_in_the_ball_for_images_and_leaves_the_model_alone(dtype):
     torch.manual_seed(0)

@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from orthogonium.certification import attack, certified_accuracy, certify
-from orthogonium.certification.certificates import _forward_error
-from orthogonium.certification.sequential import plain_network, read_sequential
+from orthogonium.certification import attack, certified_accuracy, certify, plain_network
 from orthogonium.layers import MaxMin
 from orthogonium.models import lipschitz_mlp
 
@@ -82,22 +80,21 @@ def test_last_ulp_margin_is_not_certified():
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-3, 1.0, 1e3]))
 def test_forward_error_covers_the_distance_to_exact_arithmetic(seed, scale):
     model = small_network(seed)
-    links = read_sequential(model)
     x = scale * torch.randn(1, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    computed = plain_network(links)(x)[0].tolist()
+    computed = plain_network(model)(x)[0].tolist()
     exact = [Fraction(v) for v in x[0].tolist()]
-    for link in links:
-        if isinstance(link.plain, nn.Linear):
-            rows, bias = link.plain.weight.tolist(), link.plain.bias.tolist()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            rows, bias = layer.weight.tolist(), layer.bias.tolist()
             exact = [
                 sum((Fraction(w) * v for w, v in zip(row, exact, strict=True)), Fraction(b))
                 for row, b in zip(rows, bias, strict=True)
             ]
-        elif isinstance(link.plain, MaxMin):
+        elif isinstance(layer, MaxMin):
             pairs = zip(exact[::2], exact[1::2], strict=True)
             exact = [value for a, b in pairs for value in (max(a, b), min(a, b))]
     off = math.sqrt(sum(float(Fraction(c) - e) ** 2 for c, e in zip(computed, exact, strict=True)))
-    error = _forward_error(links, [1] * len(links), x.norm(dim=1)).item()
+    error = certify(model, x).error.item()
     assert off <= error <= 1e-11 * max(1, scale)  # biases do not shrink with the input
 
 
@@ -106,7 +103,7 @@ def test_no_attack_changes_a_certified_prediction(seed):
     model = small_network(seed)
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     result = certify(model, x)
-    network = plain_network(read_sequential(model))
+    network = plain_network(model)
     for i in range(0, 40, 4):
         point = x[i : i + 1], result.prediction[i : i + 1]
         assert not attack(network, *point, eps=result.radius[i].item(), steps=30, restarts=3).success.any()
@@ -117,8 +114,7 @@ def test_rounding_costs_almost_nothing_in_float64():
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     result = certify(model, x)
     weight = model[-1].weight.double()
-    links = read_sequential(model)
-    logits = plain_network(links)(x.double()).detach()
+    logits = plain_network(model)(x.double()).detach()
     gaps = logits.gather(1, result.prediction[:, None]) - logits
     naive = (gaps / torch.cdist(weight, weight)[result.prediction]).nan_to_num(nan=math.inf).amin(1)
     assert (naive - result.radius).max() <= 1e-5
@@ -139,17 +135,133 @@ def test_an_empty_batch_has_no_certificates():
     assert certify(small_network(0), torch.zeros(0, 6)).radius.shape == (0,)
 
 
+def test_a_single_logit_is_a_binary_classifier():
+    for head in (nn.Identity(), nn.Flatten(0)):
+        model = nn.Sequential(linear([[3.0, 4.0]], [-1.0]), nn.Identity()).eval()
+        if isinstance(head, nn.Flatten):
+            model = Reads(model)
+        result = certify(model, torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.25]]))
+        assert result.prediction.tolist() == [1, 0, 0]
+        truth = torch.tensor([6 / 5, 1 / 5, 0.0], dtype=torch.float64)
+        torch.testing.assert_close(result.radius, truth, rtol=1e-7, atol=1e-8)
+        assert (result.radius <= truth + 1e-8 * (truth == 0)).all()
+        assert result.margin.tolist()[:2] == [6, 1]
+        labelled = certify(model, torch.tensor([[1.0, 1.0]]), torch.tensor([0]))
+        assert (labelled.margin.item(), labelled.radius.item()) == (-6, 0)
+
+
+class Reads(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, x):
+        return self.model(x)[:, 0]
+
+
+class Experts(nn.Module):
+    """One network per class."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.eval()
+
+    def forward(self, x):
+        return torch.cat([part(x) for part in self.parts], 1)
+
+
+def test_logits_from_separate_networks_use_the_constant_of_each():
+    # the joint constant is √(16 + 1 + 1), times √2 is 6; between the last two classes it is 1 + 1
+    model = Experts(linear([[4.0, 0.0]], [-100.0]), linear([[0.0, 1.0]]), linear([[0.0, -1.0]]))
+    assert certify(model, torch.tensor([[0.0, 3.0]])).radius.item() == pytest.approx(6 / 2, rel=1e-7)
+
+
+def test_scaling_inside_the_model_counts():
+    class Normalised(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+            self.register_buffer("mean", torch.tensor([0.5, 0.5]))
+            self.register_buffer("std", torch.tensor([0.25, 0.5]))
+            self.eval()
+
+        def forward(self, x):
+            return self.model((x - self.mean) / self.std)
+
+    plain = nn.Sequential(linear([[1.0, 0.0], [0.0, 1.0]]), nn.Identity()).eval()
+    x = torch.tensor([[1.0, 0.0]])
+    assert certify(Normalised(plain), x).radius.item() == pytest.approx((2 + 1) / math.sqrt(2) * 0.25, rel=1e-7)
+    assert certify(Normalised(plain), x).lipschitz == pytest.approx(4, rel=1e-9)
+
+
+def test_float32_costs_more_and_holds_in_float32():
+    model = small_network(0)
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    double, single = certify(model, x), certify(model, x, precision=torch.float32)
+    assert (single.radius <= double.radius).all()
+    assert (single.radius > 0).double().mean() > 0.98
+    assert (single.error > 1e4 * double.error).all()
+    kept = single.radius > 0
+    assert torch.equal(model(x).argmax(1)[kept], single.prediction[kept])
+
+
+def test_holds_is_a_boolean_per_sample():
+    result = certify(nn.Sequential(linear([[1.0, 0.0], [0.0, 1.0]])).eval(), torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
+    assert result.holds().tolist() == [True, False]
+    assert result.holds(1.4).tolist() == [True, False]
+    assert result.holds(1.5).tolist() == [False, False]
+
+
+def test_residual_and_convolutional_networks_have_radii_that_survive_attacks():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
+
+        def forward(self, x):
+            out = self.inner(x)
+            out += x
+            return nn.functional.avg_pool2d(out, 2)
+
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 2, 3, padding="same"), Block(), nn.Flatten(), nn.Linear(8, 3)]
+    model = nn.Sequential(*parts).eval()
+    x = torch.randn(20, 1, 4, 4, dtype=torch.float64)
+    result = certify(model, x)
+    assert (result.radius > 0).all()
+    assert (result.error < 1e-13).all()
+    network = plain_network(model)
+    for i in range(0, 20, 4):
+        point = x[i : i + 1], result.prediction[i : i + 1]
+        assert not attack(network, *point, eps=result.radius[i].item(), steps=30, restarts=2).success.any()
+
+
+def test_a_loader_is_read_once_and_bounded_once(monkeypatch):
+    from orthogonium.certification import certificates
+
+    traced = []
+    analyse = certificates.analyse
+    monkeypatch.setattr(certificates, "analyse", lambda *a: traced.append(a) or analyse(*a))
+    model, x = small_network(0), torch.randn(30, 6)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.arange(30) % 4), batch_size=7)
+    result = certified_accuracy(model, loader, eps=(0.0, 0.1), progress=True)
+    assert len(traced) == 1
+    assert result == certified_accuracy(model, (x, torch.arange(30) % 4), eps=(0.0, 0.1))
+
+
 def test_bad_input_is_named():
     model = small_network(0)
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
         certify(model, torch.ones(1, 6, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"takes \(N, 6\), got \(1, 2, 4\)|takes \(N, 6\), got \(1, 8\)"):
+    with pytest.raises(TypeError, match=r"takes \(N, 6\), got \('N', 8\)"):
         certify(model, torch.ones(1, 2, 4))
     with pytest.raises(ValueError, match=r"got \(6,\)\. For one input use x\[None\]"):
         certify(model, torch.ones(6))
-    with pytest.raises(ValueError, match="dim=-2, which mixes the batch"):
+    with pytest.raises(TypeError, match="which mixes the batch"):
         certify(nn.Sequential(MaxMin(dim=-2)).eval(), torch.ones(2, 2))
-    with pytest.raises(ValueError, match="start_dim=-2, which merges the batch"):
+    with pytest.raises(TypeError, match="start_dim=-2, which merges the batch"):
         certify(nn.Sequential(nn.Flatten(-2)).eval(), torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(3,\)"):
         certify(model, torch.ones(2, 6), torch.zeros(3, dtype=torch.int64))
@@ -157,8 +269,12 @@ def test_bad_input_is_named():
         certify(model, torch.ones(1, 6), torch.tensor([4]))
     with pytest.raises(TypeError, match=r"integer classes, got torch\.float32"):
         certify(model, torch.ones(1, 6), torch.ones(1))
-    with pytest.raises(ValueError, match="at least 2 classes"):
-        certify(nn.Sequential(nn.Linear(6, 1)).eval(), torch.ones(1, 6))
+    with pytest.raises(ValueError, match=r"must give \(N, classes\), \(N, 1\) or \(N,\), got \(1, 2, 3\)"):
+        certify(nn.Unflatten(1, (2, 3)).eval(), torch.ones(1, 6))
+    with pytest.raises(ValueError, match=r"precision must be torch\.float64 or torch\.float32, got torch\.float16"):
+        certify(model, torch.ones(1, 6), precision=torch.float16)
+    with pytest.raises(ValueError, match=r"Certify model\.float\(\)"):
+        certify(small_network(0, torch.float64), torch.ones(1, 6), precision=torch.float32)
     with pytest.raises(ValueError, match=r"training mode.*eval\(\)"):
         certify(small_network(0).train(), torch.ones(1, 6))
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1"):

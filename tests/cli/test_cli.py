@@ -86,7 +86,18 @@ def test_certify_repeats_the_metrics_and_states_the_proof(finished, capsys):
     bound = json.loads((finished / "metrics.json").read_text())["lipschitz_bound"]
     assert f"{bound:.9f}-Lipschitz" in printed
     assert "float64" in printed
+    assert "MaxMin 1.000000000" in printed
+    assert "bound so far" in printed
     assert "changed no certified prediction" in printed
+
+
+def test_certify_speaks_of_float32_when_asked(finished, capsys):
+    assert main(["certify", str(finished), "--precision", "float32"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "evaluated in float32 with round to nearest" in printed
+    certified = json.loads((finished / "metrics.json").read_text())["certified_accuracy"]
+    shown = float(printed.split("0.25 ")[1].split(" %")[0]) / 100
+    assert 0 < shown <= certified["0.25"] + 5e-4
 
 
 def test_inspect_shows_every_layer(finished, capsys):

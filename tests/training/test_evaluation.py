@@ -31,8 +31,8 @@ def test_the_attack_curve_lies_on_or_above_the_certified_one():
 
 def test_a_broken_certificate_would_be_counted(monkeypatch):
     model, x, labels = problem()
-    inflated = "orthogonium.certification.certificates.product"
-    monkeypatch.setattr(inflated, lambda links: 1e-3)  # a bound that is far below the truth
+    norms = "orthogonium.certification.rules.linear.module_norms"
+    monkeypatch.setattr(norms, lambda module, shape: (1e-3, 1.0))  # a bound that is far below the truth
     assert evaluate(model, x, labels, (0.3,), attack_steps=20).broken > 0
 
 

@@ -1,0 +1,178 @@
+"""What a model computes, as a graph of calls: library layers and torch modules stay whole, the rest is looked into."""
+
+import math
+import operator
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from orthogonium.certification.rules.registry import plain_type, rule_for_module
+
+_ADVICE = (
+    "Give the module a rule with orthogonium.certification.lipschitz_rule, or write it without that; choices made from "
+    "constants and from module attributes are fine"
+)
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+class _Model(nn.Module):
+    """Holds the model, so that the model itself is a module of the graph like any other."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is, a change in place."""
+
+    def __iadd__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.isub, other)
+
+    def __imul__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.itruediv, other)
+
+    def __imatmul__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.imatmul, other)
+
+    def __ipow__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.ipow, other)
+
+    def __ifloordiv__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.ifloordiv, other)
+
+    def __imod__(self, other: Any) -> "_Proxy":
+        return self._changed(operator.imod, other)
+
+    def _changed(self, function: Callable[..., Any], other: Any) -> "_Proxy":
+        return self.tracer.create_proxy("call_function", function, (self, other), {})  # type: ignore[return-value]
+
+
+class _Tracer(fx.Tracer):
+    """Constants are computed as they come, in the model's own precision; what meets the input is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_modules=(math,), autowrap_functions=())
+        self.constants: dict[str, Tensor] = {}
+        self.scopes: list[str] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if rule_for_module(m) is not None:
+            return True
+        return plain_type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            held = [name for name, tensor in self.constants.items() if tensor is a]
+            name = held[0] if held else f"constant_{len(self.constants)}"
+            self.constants[name] = a
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        node.meta["scope"] = self.scopes[-1] if self.scopes else ""
+        return node
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        varies = False
+
+        def look(proxy: Any) -> Any:
+            nonlocal varies
+            varies = varies or isinstance(proxy, fx.Proxy)
+            return proxy
+
+        fx.node.map_aggregate((args, kwargs), look)
+        if not varies:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m).removeprefix("model").removeprefix(".")
+        if self.is_leaf_module(m, path):
+            replaced = [name for name in vars(m) if callable(getattr(type(m), name, None))]
+            if m._forward_hooks or m._forward_pre_hooks or replaced or _global_hooks():
+                raise TypeError(
+                    f"{named(path)} ({plain_type(m).__name__}) has forward hooks, or a forward of its own, which can "
+                    f"change its output. Remove them; in place of the old weight_norm and spectral_norm use those of "
+                    f"torch.nn.utils.parametrizations"
+                )
+            proxy = self.create_proxy("call_module", path, args, kwargs)
+            proxy.node.meta["module"] = m
+            return proxy
+        self.scopes.append(path)
+        result = forward(*args, **kwargs)
+        self.scopes.pop()
+        return result
+
+
+def _global_hooks() -> bool:
+    return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
+
+
+def named(path: str) -> str:
+    return path or "the model itself"
+
+
+def trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph of ``model`` in evaluation mode, and the constants in it.
+
+    Each node's ``meta`` holds the ``"scope"``, the path of the module that makes the call, and ``"module"`` for calls
+    of modules.
+
+    Raises:
+        TypeError: the model branches on values or otherwise cannot be followed; the message names the line, and the
+            module.
+        ValueError: the model, or a part of it, is in training mode.
+    """
+    training = [path for path, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"{named(training[0])} is in training mode, where it may compute something else. Call model.eval()"
+        )
+    tracer = _Tracer()
+    try:
+        with torch.no_grad():
+            graph = tracer.trace(_Model(model))
+    except Exception as error:
+        if isinstance(error, TypeError) and "has forward hooks" in str(error):
+            raise
+        where = _users_line(error)
+        scope = named(tracer.scopes[-1]) if tracer.scopes else "the model"
+        raise TypeError(f"{scope} cannot be followed{where}: {_reason(error)}. {_ADVICE}") from error
+    return graph, tracer.constants
+
+
+def _users_line(error: BaseException) -> str:
+    """Where the model's own code was, as ``at file:line (text)``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((_TORCH, _HERE)) and "<" not in f.filename[:1]]
+    return f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "control flow" in text or "iterated" in text or "iteration" in text:
+        return (
+            "what it computes depends on the values or sizes of its input (control flow), so one bound cannot cover it"
+        )
+    if "not installed as a submodule" in text:
+        return "it calls a module that is not registered as one of its own (a list in place of ModuleList?)"
+    return text.rstrip(".")
