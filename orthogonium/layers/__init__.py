@@ -18,6 +18,7 @@ from orthogonium.layers.conv_transposed import (
     OrthoConvTranspose3d,
 )
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
+from orthogonium.layers.recurrent import OrthoGRU, OrthoLSTM, OrthoRNN
 from orthogonium.layers.skew_conv import SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d
 from orthogonium.layers.spectrum import singular_values
 
@@ -38,7 +39,10 @@ __all__ = [
     "OrthoConvTranspose1d",
     "OrthoConvTranspose2d",
     "OrthoConvTranspose3d",
+    "OrthoGRU",
+    "OrthoLSTM",
     "OrthoLinear",
+    "OrthoRNN",
     "SkewOrthoConv1d",
     "SkewOrthoConv2d",
     "SkewOrthoConv3d",
