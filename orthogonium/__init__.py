@@ -37,6 +37,7 @@ from orthogonium.reparametrizers import (
     ClassParam,
     OrthoParams,
 )
+from orthogonium.surgery import convert
 
 __all__ = [
     "BJORCK_PASS_THROUGH_ORTHO_PARAMS",
@@ -71,6 +72,7 @@ __all__ = [
     "attack",
     "certified_accuracy",
     "certify",
+    "convert",
     "fused",
     "lipschitz_product",
     "orthogonal",

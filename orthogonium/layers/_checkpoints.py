@@ -23,8 +23,8 @@ class Translation:
         first = getattr(parametrization, free[0])
         matrix_key, extra = f"{inside}{free[0]}", f"{inside}0._extra_state"
         if plain in state and matrix_key not in state:
-            shape = getattr(module, self.name).shape
-            if not isinstance(state[plain], Tensor) or state[plain].shape != shape:
+            shape = constraint._weight_shape(first)  # without the weight, which uninitialised memory may not have
+            if not isinstance(state[plain], Tensor) or tuple(state[plain].shape) != shape:
                 return  # torch reports the shape
             found = constraint.right_inverse(state.pop(plain).to(first))
             for name, tensor in zip(free, found if isinstance(found, tuple) else (found,), strict=True):

@@ -1,0 +1,6 @@
+"""Whole models: convert an ordinary one, export a constrained one."""
+
+from orthogonium.surgery.convert import convert
+from orthogonium.surgery.report import Change, ConversionReport
+
+__all__ = ["Change", "ConversionReport", "convert"]
