@@ -37,7 +37,7 @@ from orthogonium.reparametrizers import (
     ClassParam,
     OrthoParams,
 )
-from orthogonium.surgery import convert
+from orthogonium.surgery import convert, export
 
 __all__ = [
     "BJORCK_PASS_THROUGH_ORTHO_PARAMS",
@@ -73,6 +73,7 @@ __all__ = [
     "certified_accuracy",
     "certify",
     "convert",
+    "export",
     "fused",
     "lipschitz_product",
     "orthogonal",
