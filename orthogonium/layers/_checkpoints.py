@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.parametrizations import Constraint, checkpoint_code, source_of
 
@@ -16,6 +17,8 @@ class Translation:
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         plain, inside = f"{prefix}{self.name}", f"{prefix}parametrizations.{self.name}."
+        if not is_parametrized(module, self.name):
+            return  # the constraint has been removed
         parametrization: Any = module.parametrizations[self.name]  # type: ignore[index]
         constraint: Constraint = parametrization[0]
         free = [name for name, _ in parametrization.named_parameters(recurse=False)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from orthogonium.layers import OrthoConv2d, OrthoConvTranspose2d, orthogonal, singular_values
 from orthogonium.layers.constrain import almost_orthogonal
@@ -103,6 +104,14 @@ def test_what_has_no_orthogonal_kernel_is_refused():
         orthogonal(nn.Conv2d(4, 4, 3, padding=2, padding_mode="circular"))
     with pytest.raises(ValueError, match="is for matrices"):
         orthogonal(nn.Conv2d(4, 4, 3), blocks=2)
+
+
+def test_after_removal_it_loads_checkpoints_as_torch_does():
+    module = orthogonal(nn.Conv2d(4, 6, 3, padding=1))
+    remove_parametrizations(module, "weight")
+    plain = nn.Conv2d(4, 6, 3, padding=1)
+    module.load_state_dict(plain.state_dict())
+    assert torch.equal(module.weight, plain.weight)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
