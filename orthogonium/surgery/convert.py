@@ -1,6 +1,7 @@
 """Constrain every weight of an ordinary model, in place."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from orthogonium.surgery.bounds import network_bound
 from orthogonium.surgery.report import Change, ConversionReport
 from orthogonium.surgery.sites import Pattern, Site, check_finite, find_sites, named_modules, selects
 
-Swaps = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module | None]]
+Swaps = Mapping[type[nn.Module], Callable[[Any], nn.Module | None]]
 
 
 def convert(
@@ -130,6 +131,9 @@ def _swap(model: nn.Module, swaps: Swaps, include: Pattern, exclude: Pattern) ->
         if make is None or not selects(include, exclude, paths, module):
             continue
         kind = type(module).__name__
+        if any(isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer) for path in paths):
+            rows.append(Change(paths[0], kind, (), "left", "torch's fused encoder layer reads its numbers"))
+            continue
         if paths == [""]:
             rows.append(Change("", kind, (), "left", "the model itself cannot be swapped in place"))
             continue
