@@ -12,6 +12,7 @@ from orthogonium._checks import check_floating, check_matrix
 from orthogonium.layers._checkpoints import Translation
 from orthogonium.layers._flat_weights import read_weights_at_each_call
 from orthogonium.layers._geometry import ConvGeometry
+from orthogonium.layers._pickling import make_picklable
 from orthogonium.layers._targets import block_plan, check_kernel, checks_sides, default_blocks, geometry_of, kernel_plan
 from orthogonium.parametrizations import (
     AlmostOrthogonalKernel,
@@ -118,7 +119,13 @@ def constrain(module: nn.Module, name: str, normalizer: nn.Module, orthogonalize
     constraint = Constraint(normalizer, orthogonalizer, label=f"{type(module).__name__}.{name}")
     constraint = constraint.to(device=weight.device, dtype=weight.dtype).train(module.training)
     register_parametrization(module, name, constraint)
+    _finish(module, name)
+
+
+def _finish(module: nn.Module, name: str) -> None:
+    """What a module needs besides the parametrization itself."""
     module.register_load_state_dict_pre_hook(Translation(name))
+    make_picklable(module)
     if isinstance(module, nn.RNNBase):
         read_weights_at_each_call(module)
 
@@ -148,9 +155,7 @@ def share_constraint(module: nn.Module, name: str, source: nn.Module, source_nam
     register_parametrization(module, name, nn.Identity(), unsafe=True)
     tied: Any = source.parametrizations[source_name]  # type: ignore[index]
     module.parametrizations[name] = tied  # type: ignore[index, operator]
-    module.register_load_state_dict_pre_hook(Translation(name))
-    if isinstance(module, nn.RNNBase):
-        read_weights_at_each_call(module)
+    _finish(module, name)
 
 
 class SideCheck:

@@ -193,7 +193,7 @@ def _remembered(originals: list[Tensor], number: int, shape: list[int]) -> Tenso
     """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
     evaluation, position = _enrolled[number]._current(originals, alias=True)
     with torch.no_grad():
-        return evaluation.weight(position).clone()
+        return evaluation.weight(position).clone(memory_format=torch.contiguous_format)  # as the fake one says
 
 
 @_remembered.register_fake

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from orthogonium.layers import OrthoConv2d, OrthoConvTranspose2d, orthogonal, singular_values
 from orthogonium.layers.constrain import almost_orthogonal
 from orthogonium.linalg import orthogonality_defect
+from orthogonium.parametrizations.constraint import _remembered
 from tests.helpers import contract
 from tests.operators import allowance, spectrum
 
@@ -158,3 +159,12 @@ def test_blocks_of_any_matrix():
     assert orthogonality_defect(found).max() <= contract(found)
     whole = orthogonal(nn.LSTM(5, 6), "weight_hh_l0", blocks=1)
     assert orthogonality_defect(whole.weight_hh_l0.detach()) <= contract(whole.weight_hh_l0)
+
+
+def test_what_compiled_evaluation_looks_up_lies_in_memory_as_announced():
+    module = orthogonal(nn.Conv2d(3, 8, 3, padding=1)).eval()
+    constraint = module.parametrizations.weight[0]
+    free = list(module.parametrizations.weight.parameters())
+    found = _remembered(free, constraint._number, list(module.weight.shape))
+    assert found.stride() == torch.empty_like(found, memory_format=torch.contiguous_format).stride()
+    assert torch.equal(found, module.weight)

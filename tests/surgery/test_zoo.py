@@ -1,6 +1,7 @@
 """Round trips of ordinary models: convert, train, copy, average, save, load."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -90,6 +91,22 @@ def test_copies_averages_and_state_dicts(name):
     og.convert(other, init="reset")
     other.eval().load_state_dict(model.state_dict())
     torch.testing.assert_close(other(x), expected, rtol=0, atol=1e-5)
+
+
+def test_converted_models_pickle(name):
+    model, x = build(name)
+    og.convert(model)
+    again = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(again.eval()(x), model.eval()(x), rtol=0, atol=1e-6)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]  # tied ones are counted once
+    assert again.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    check_bounds(again)
+    assert not torch.equal(again(x), model(x))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(pickle.loads(pickle.dumps(again))(x), model(x), rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_of_the_model_as_it_was_loads_and_is_projected(name):
