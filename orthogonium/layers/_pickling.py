@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from orthogonium.layers._flat_weights import read_weights_at_each_call
+from orthogonium.layers._side_checks import check_sides_in_calls
 
 _NOT_SAVED = {"_flat_weight_refs"}  # weak references
 
@@ -18,6 +19,13 @@ def make_picklable(module: nn.Module) -> None:
     parametrized = type(module)
     if parametrized.__reduce_ex__ is object.__reduce_ex__:
         parametrized.__reduce_ex__ = _reduced  # type: ignore[method-assign, assignment]
+
+
+def adapt_class(module: nn.Module) -> None:
+    """What the class that torch made for ``module`` has to do differently from its own."""
+    check_sides_in_calls(module)
+    if isinstance(module, nn.RNNBase):
+        read_weights_at_each_call(module)
 
 
 def _reduced(module: nn.Module, protocol: Any) -> Any:
@@ -35,5 +43,4 @@ def _restore(module: nn.Module, state: dict[str, Any]) -> None:
     for name in module.parametrizations:  # type: ignore[union-attr]
         parametrize._inject_property(module, name)
     make_picklable(module)
-    if isinstance(module, nn.RNNBase):
-        read_weights_at_each_call(module)
+    adapt_class(module)

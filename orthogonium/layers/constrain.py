@@ -10,10 +10,8 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 
 from orthogonium._checks import check_floating, check_matrix
 from orthogonium.layers._checkpoints import Translation
-from orthogonium.layers._flat_weights import read_weights_at_each_call
-from orthogonium.layers._geometry import ConvGeometry
-from orthogonium.layers._pickling import make_picklable
-from orthogonium.layers._targets import block_plan, check_kernel, checks_sides, default_blocks, geometry_of, kernel_plan
+from orthogonium.layers._pickling import adapt_class, make_picklable
+from orthogonium.layers._targets import block_plan, check_kernel, default_blocks, geometry_of, kernel_plan
 from orthogonium.parametrizations import (
     AlmostOrthogonalKernel,
     BatchedIdentity,
@@ -73,10 +71,9 @@ def orthogonal(
     if isinstance(module, _ConvNd) and name == "weight":
         if blocks is not None:
             raise ValueError(f"blocks={blocks} is for matrices; the groups of a kernel are those of {owner}")
-        geometry = geometry_of(module)
+        geometry_of(module)  # raises for padding under which no kernel would do
         check_kernel(module)
         constrain_kernel(module, name, kernel_plan(module), ortho_params)
-        watch_sides(module, geometry)
         return module
     if weight.ndim != 2:
         raise ValueError(
@@ -126,8 +123,7 @@ def _finish(module: nn.Module, name: str) -> None:
     """What a module needs besides the parametrization itself."""
     module.register_load_state_dict_pre_hook(Translation(name))
     make_picklable(module)
-    if isinstance(module, nn.RNNBase):
-        read_weights_at_each_call(module)
+    adapt_class(module)
 
 
 def constrain_kernel(
@@ -145,9 +141,8 @@ def almost_orthogonal(module: _ConvNd) -> None:
 
     For kernels of which no orthogonal one exists, or only a shift; see :class:`orthogonium.layers.AOLConv2d`.
     """
-    geometry = geometry_of(module)
+    geometry_of(module)  # raises for padding under which no kernel would do
     constrain(module, "weight", BatchedIdentity(module.weight.shape), AlmostOrthogonalKernel(module.groups))
-    watch_sides(module, geometry)
 
 
 def share_constraint(module: nn.Module, name: str, source: nn.Module, source_name: str) -> None:
@@ -156,22 +151,6 @@ def share_constraint(module: nn.Module, name: str, source: nn.Module, source_nam
     tied: Any = source.parametrizations[source_name]  # type: ignore[index]
     module.parametrizations[name] = tied  # type: ignore[index, operator]
     _finish(module, name)
-
-
-class SideCheck:
-    """Before each call: refuse image sides on which circular windows overlap, as this library's convolutions do."""
-
-    def __init__(self, geometry: ConvGeometry) -> None:
-        self.geometry = geometry
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.geometry.check_sides(tuple(inputs[0].shape[-len(self.geometry.stride) :]))
-
-
-def watch_sides(module: _ConvNd, geometry: ConvGeometry) -> None:
-    """Check the image sides in each call where the bound depends on them and the module does not do so itself."""
-    if checks_sides(module, geometry) and not hasattr(module, "geometry"):
-        module.register_forward_pre_hook(SideCheck(geometry))
 
 
 def fused(model: nn.Module) -> FusedConstraints:

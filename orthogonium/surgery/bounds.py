@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from orthogonium.certification import lipschitz_product
+from orthogonium import certification
 
 
 @contextmanager
@@ -27,6 +27,13 @@ def network_bound(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[
         return None, "the model is on the meta device, where weights have no values"
     try:
         with evaluating(model), torch.no_grad():
-            return lipschitz_product(model).bound, ""
+            return _bound(model, input_shape), ""
     except (TypeError, ValueError, NotImplementedError) as error:
         return None, str(error)
+
+
+def _bound(model: nn.Module, input_shape: Sequence[int] | None) -> float:
+    if hasattr(certification, "lipschitz_bound"):
+        found: float = certification.lipschitz_bound(model, input_shape).bound
+        return found
+    return certification.lipschitz_product(model).bound

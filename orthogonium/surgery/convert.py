@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from orthogonium.layers._targets import default_blocks, geometry_of, kernel_plan
-from orthogonium.layers.constrain import almost_orthogonal, constrain_kernel, orthogonal, share_constraint, watch_sides
+from orthogonium.layers._targets import default_blocks, kernel_plan
+from orthogonium.layers.constrain import almost_orthogonal, constrain_kernel, orthogonal, share_constraint
 from orthogonium.linalg import qr_orthogonalize
 from orthogonium.parametrizations import draw_parts
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
@@ -93,9 +93,7 @@ def _constrain(site: Site, ortho_params: OrthoParams, init: str, done: dict[int,
         almost_orthogonal(module)
     elif site.method == "partial":
         assert isinstance(module, _ConvNd)
-        geometry = geometry_of(module)
         constrain_kernel(module, name, kernel_plan(module), ortho_params)
-        watch_sides(module, geometry)
     else:
         orthogonal(module, name, ortho_params)
     action = "almost orthogonal" if site.method == "almost" else "orthogonal"

@@ -123,7 +123,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _without_our_hooks(name: str, value: Any) -> Any:
-    """Hooks of this library, which check sides or translate checkpoints, stay behind."""
+    """Hooks of this library, which translate checkpoints, stay behind."""
     if not name.endswith("_hooks") or not isinstance(value, dict):
         return value
     return OrderedDict((k, h) for k, h in value.items() if not _is_ours(type(getattr(h, "hook", h))))

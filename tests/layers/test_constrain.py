@@ -1,6 +1,7 @@
 """The constraint on convolutions and attention of torch itself."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -90,9 +91,11 @@ def test_the_layer_is_the_torch_class_plus_this_call():
 def test_image_sides_are_checked_where_the_bound_depends_on_them():
     module = orthogonal(nn.Conv2d(8, 8, 3, stride=2, padding=1, padding_mode="circular"))
     module(torch.randn(1, 8, 6, 6))
-    for found in (module, copy.deepcopy(module)):
+    for found in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         with pytest.raises(ValueError, match="an image side of 7"):
             found(torch.randn(1, 8, 7, 7))
+    remove_parametrizations(module, "weight")
+    module(torch.randn(1, 8, 7, 7))
 
 
 def test_what_has_no_orthogonal_kernel_is_refused():
