@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from orthogonium.surgery.bounds import evaluating
+from orthogonium.surgery.folding import Uses, fold
 from orthogonium.surgery.plain import RULES, in_torch_operations
 
 _TENSORS_AND_CHILDREN = {"_parameters", "_buffers", "_modules"}
@@ -20,7 +21,9 @@ def export(model: nn.Module) -> nn.Module:
     Weights are baked in: a constrained layer becomes the torch layer with the weight that it had, bit for bit. Layers
     that torch has no class for (``MaxMin``, circular transposed convolutions, …) become ``torch.fx.GraphModule`` s of
     torch operations. Modules of your own keep their class. The copy shares no memory with ``model``; tied weights are
-    tied in it too. It is in evaluation mode, and checks no image sides any more.
+    tied in it too. A centring that follows a convolution in an ``nn.Sequential`` (or a linear layer, after a
+    ``Flatten``) is folded into it, where the outputs agree to rounding. The copy is in evaluation mode, and checks no
+    image sides any more.
 
     It loads where this library is not installed: with ``torch.save`` of the whole copy, as a program by
     ``torch.export.save``, as ONNX, or its state dict into the same torch layers.
@@ -39,14 +42,15 @@ def export(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     with evaluating(model), torch.no_grad():
-        plain = Exporter().module(model, "")
+        plain = Exporter(Uses(model)).module(model, "")
     return plain.eval()
 
 
 class Exporter:
     """One export: what has been copied so far, so that what was shared stays shared."""
 
-    def __init__(self) -> None:
+    def __init__(self, uses: Uses) -> None:
+        self._uses = uses
         self._memo: dict[int, Any] = {}  # by id, as copy.deepcopy keeps it
         self._keep: list[Any] = []  # while ids are in use
 
@@ -115,6 +119,8 @@ class Exporter:
             vars(new)[name] = copy.deepcopy(_without_our_hooks(name, value), self._memo)
         if isinstance(new, nn.RNNBase):
             new._init_flat_weights()
+        if type(old) is nn.Sequential and isinstance(new, nn.Sequential):
+            fold(old, new, self._uses)
         return new
 
 

@@ -163,6 +163,59 @@ def test_trainability_is_kept():
     assert [p.requires_grad for p in plain.parameters()] == [True, True, False, False]
 
 
+FOLDS = {
+    "conv": lambda: (nn.Sequential(og.OrthoConv2d(3, 6, 3, stride=2), og.BatchCentering(6), nn.ReLU()), (4, 3, 4, 4)),
+    "conv_plain": lambda: (nn.Sequential(nn.Conv1d(3, 6, 3, bias=False), og.LipschitzBatchNorm(6)), (4, 3, 7)),
+    "transposed": lambda: (
+        nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), og.LipschitzBatchNorm(6, bias=False)),
+        (4, 4, 3, 3),
+    ),
+    "linear": lambda: (
+        nn.Sequential(nn.Flatten(), og.OrthoLinear(12, 8), og.MaxMin(), og.OrthoLinear(8, 8), og.LipschitzBatchNorm(8)),
+        (4, 3, 4),
+    ),
+}
+
+
+def with_statistics(model, shape):
+    torch.manual_seed(0)
+    for scale in (1.0, 2.0):
+        model(scale * torch.randn(shape) + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return torch.randn(shape)
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_centring_folds_into_the_map_before_it(name):
+    torch.manual_seed(0)
+    model, shape = FOLDS[name]()
+    x = with_statistics(model, shape)
+    plain = og.export(model)
+    assert any(type(module) is nn.Identity for module in plain)
+    assert not any(isinstance(module, torch.fx.GraphModule) and "mean" in module.code for module in plain)
+    torch.testing.assert_close(plain(x), model.eval()(x), rtol=0, atol=2e-6)
+
+
+def test_what_is_shared_or_not_flat_is_not_folded():
+    conv, linear = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(5, 5)
+    shared = nn.Sequential(conv, og.BatchCentering(4), conv)
+    x = with_statistics(shared, (2, 4, 5, 5))
+    torch.testing.assert_close(og.export(shared)(x), shared.eval()(x), rtol=0, atol=1e-6)
+    rows = nn.Sequential(linear, og.BatchCentering(5))  # axis 1 is not the one that the layer writes
+    x = with_statistics(rows, (2, 5, 5))
+    torch.testing.assert_close(og.export(rows)(x), rows.eval()(x), rtol=0, atol=1e-6)
+    tied = nn.ModuleList([nn.Sequential(nn.Conv1d(3, 3, 1), og.BatchCentering(3)), nn.Conv1d(3, 3, 1)])
+    tied[1].bias = tied[0][0].bias
+    og.convert(tied)
+    tied[0](torch.randn(2, 3, 4) + 5)
+    plain, x = og.export(tied), torch.randn(2, 3, 4)
+    tied.eval()
+    torch.testing.assert_close(plain[0](x), tied[0](x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain[1](x), tied[1](x), rtol=0, atol=1e-6)
+
+
 def demo_network():
     torch.manual_seed(0)
     return nn.Sequential(
