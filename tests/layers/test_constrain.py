@@ -141,12 +141,15 @@ def test_attention_per_head(dims):
     more = {} if dims is None else {"kdim": dims[0], "vdim": dims[1]}
     module = nn.MultiheadAttention(16, 4, batch_first=True, **more)
     names = ["in_proj_weight"] if dims is None else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    given = {name: getattr(module, name).detach().double().unflatten(0, (-1, 4)) for name in names}
     for name in names:
         orthogonal(module, name)
     orthogonal(module.out_proj)
     for name in names:
         heads = getattr(module, name).detach().unflatten(0, (-1, 4))
         assert orthogonality_defect(heads).max() <= contract(heads)
+        u, _, vh = torch.linalg.svd(given[name], full_matrices=False)
+        torch.testing.assert_close(heads.double(), u @ vh, rtol=0, atol=2e-6)
     q, k, v = (torch.randn(2, 5, width) for width in (16, *(dims or (16, 16))))
     trained = module(q, k, v)[0]
     trained.sum().backward()
