@@ -72,3 +72,13 @@ def test_failures_take_a_line(run, tmp_path, capsys):
         assert text in error
         assert len(error.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnxscript_it_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    def missing(*arguments, **more):
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(torch.onnx, "export", missing)
+    assert main(["export", str(run), str(tmp_path / "digits.onnx")]) == 1
+    assert "pip install onnx onnxscript" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
