@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from orthogonium._version import __version__
-from orthogonium.cli import certify, inspect, train
+from orthogonium.cli import certify, export, inspect, train
 from orthogonium.cli.errors import CommandError
 from orthogonium.training import CheckpointError, RunFolderError, TrainingDiverged
 
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orthogonium",
-        description="Train, certify and inspect 1-Lipschitz networks made of orthogonal layers.",
+        description="Train, certify, inspect and export 1-Lipschitz networks made of orthogonal layers.",
     )
     parser.add_argument("--version", action="version", version=f"orthogonium {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (train, certify, inspect):
+    for command in (train, certify, inspect, export):
         command.add_parser(commands).add_argument(
             "--threads",
             type=_count,

@@ -8,7 +8,7 @@ from torch import nn
 from orthogonium.cli.errors import CommandError
 from orthogonium.cli.show import console
 from orthogonium.diagnostics import signal_report
-from orthogonium.training import MarginCrossEntropy, TrainConfig, load_digits
+from orthogonium.training import MarginCrossEntropy, SavedModel, TrainConfig, load_digits
 
 _BATCH = 256
 
@@ -34,12 +34,15 @@ def check_flags(options: argparse.Namespace) -> None:
         raise CommandError(f"--plot: there is no folder {options.plot.parent}", 2)
 
 
-def show(model: nn.Module, config: TrainConfig, options: argparse.Namespace) -> int:
+def show(model: nn.Module, config: TrainConfig | SavedModel, options: argparse.Namespace) -> int:
     """Print the report on the first images held out and draw it."""
     split = load_digits(config.evaluate_on, config.split_seed)
     x, y = split.x_eval[:_BATCH], split.y_eval[:_BATCH]
-    loss = MarginCrossEntropy(config.temperature, config.offset)
-    report = signal_report(model, x, lambda logits: loss(logits, y), learning_rate=config.learning_rate)
+    criterion: nn.Module = nn.CrossEntropyLoss()  # a model of one's own comes without what it was trained with
+    rate = 1.0
+    if isinstance(config, TrainConfig):
+        criterion, rate = MarginCrossEntropy(config.temperature, config.offset), config.learning_rate
+    report = signal_report(model, x, lambda logits: criterion(logits, y), learning_rate=rate)
     path = options.plot or options.path / "signal.png"
     report.plot(path)
     out = console()

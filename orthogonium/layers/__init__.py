@@ -18,6 +18,18 @@ from orthogonium.layers.conv_transposed import (
     OrthoConvTranspose3d,
 )
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
+from orthogonium.layers.normalization import BatchCentering, LayerCentering, LipschitzBatchNorm
+from orthogonium.layers.pooling import (
+    L2NormPool1d,
+    L2NormPool2d,
+    L2NormPool3d,
+    ScaledAvgPool1d,
+    ScaledAvgPool2d,
+    ScaledAvgPool3d,
+)
+from orthogonium.layers.recurrent import OrthoGRU, OrthoLSTM, OrthoRNN
+from orthogonium.layers.residual import ConvexResidual, SLLConv1d, SLLConv2d, SLLConv3d, SLLLinear
+from orthogonium.layers.shuffle import InvertibleDownsampling2d, InvertibleUpsampling2d
 from orthogonium.layers.skew_conv import SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d
 from orthogonium.layers.spectrum import singular_values
 
@@ -30,7 +42,16 @@ __all__ = [
     "AOLConvTranspose3d",
     "AdaptiveOrthoConv2d",
     "AdaptiveOrthoConvTranspose2d",
+    "BatchCentering",
+    "ConvexResidual",
     "GroupSort",
+    "InvertibleDownsampling2d",
+    "InvertibleUpsampling2d",
+    "L2NormPool1d",
+    "L2NormPool2d",
+    "L2NormPool3d",
+    "LayerCentering",
+    "LipschitzBatchNorm",
     "MaxMin",
     "OrthoConv1d",
     "OrthoConv2d",
@@ -38,7 +59,17 @@ __all__ = [
     "OrthoConvTranspose1d",
     "OrthoConvTranspose2d",
     "OrthoConvTranspose3d",
+    "OrthoGRU",
+    "OrthoLSTM",
     "OrthoLinear",
+    "OrthoRNN",
+    "SLLConv1d",
+    "SLLConv2d",
+    "SLLConv3d",
+    "SLLLinear",
+    "ScaledAvgPool1d",
+    "ScaledAvgPool2d",
+    "ScaledAvgPool3d",
     "SkewOrthoConv1d",
     "SkewOrthoConv2d",
     "SkewOrthoConv3d",

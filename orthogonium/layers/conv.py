@@ -10,9 +10,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium._checks import as_tuple, check_channels, check_kernel_exists
 from orthogonium.layers._geometry import ConvGeometry
-from orthogonium.layers.constrain import constrain
+from orthogonium.layers._targets import kernel_plan
+from orthogonium.layers.constrain import constrain_kernel
 from orthogonium.layers.linear import _rebuild
-from orthogonium.parametrizations.kernel import KernelPlan, OrthogonalKernel
+from orthogonium.parametrizations.kernel import OrthogonalKernel
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -38,7 +39,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         groups: int,
         padding_mode: str,
         dtype: torch.dtype | None,
-    ) -> tuple[ConvGeometry, KernelPlan]:
+    ) -> ConvGeometry:
         """Every check of the arguments; for a transposed convolution the channels of its adjoint."""
         check_channels(in_channels, out_channels, groups)
         if dtype is not None and not dtype.is_floating_point:
@@ -50,17 +51,13 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
         inner, outer = in_channels // groups, out_channels // groups
         if self._exact:
             check_kernel_exists(outer, inner, size, steps, spread, groups)
-        geometry = ConvGeometry.make(size, steps, spread, padding, padding_mode)
-        return geometry, KernelPlan(outer, inner, size, steps, groups)
+        return ConvGeometry.make(size, steps, spread, padding, padding_mode)
 
-    def _make_orthogonal(self, plan: KernelPlan, ortho_params: OrthoParams) -> None:
+    def _make_orthogonal(self, ortho_params: OrthoParams) -> None:
         if not isinstance(ortho_params, OrthoParams):
             raise TypeError(f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}")
         self.ortho_params = ortho_params
-        normalizer, matrix_hook = ortho_params.make(plan.matrix_shape)
-        kernel = OrthogonalKernel(plan, matrix_hook)
-        with kernel.drawing():
-            constrain(self, "weight", normalizer, kernel)
+        constrain_kernel(self, "weight", kernel_plan(self), ortho_params, draw=True)
 
     def reset_parameters(self) -> None:
         """Draw a kernel uniformly from the orthogonal ones that the layer can have, and the bias as torch does."""
@@ -129,8 +126,8 @@ class _PaddedConv(_OrthoKernelLayer):
         padding_mode: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-    ) -> KernelPlan:
-        geometry, plan = self._checked(
+    ) -> None:
+        geometry = self._checked(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype
         )
         sizes: tuple[Any, ...] = (geometry.kernel_size, geometry.stride, 0, geometry.dilation)
@@ -139,7 +136,6 @@ class _PaddedConv(_OrthoKernelLayer):
         self.geometry = geometry
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.pads)
         self._reversed_padding_repeated_twice = [p for pair in reversed(geometry.pads) for p in pair]
-        return plan
 
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, in, *sides)`` to ``(batch, out, *windows)``; ``ValueError`` for sides that break the bound."""
@@ -176,8 +172,8 @@ class _OrthoConv(_PaddedConv):
         dtype: torch.dtype | None = None,
     ) -> None:
         spatial = (kernel_size, stride, padding, dilation)
-        plan = self._set_up(in_channels, out_channels, *spatial, groups, bias, padding_mode, device, dtype)
-        self._make_orthogonal(plan, ortho_params)
+        self._set_up(in_channels, out_channels, *spatial, groups, bias, padding_mode, device, dtype)
+        self._make_orthogonal(ortho_params)
 
 
 _DOC = """{first}

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from orthogonium._checks import as_tuple
 from orthogonium.layers.conv import _DOC, _OrthoKernelLayer
-from orthogonium.parametrizations.kernel import KernelPlan
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -32,8 +31,8 @@ class _PaddedConvTranspose(_OrthoKernelLayer):
         padding_mode: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-    ) -> KernelPlan:
-        geometry, plan = self._checked(
+    ) -> None:
+        geometry = self._checked(
             out_channels, in_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype
         )
         more = as_tuple("output_padding", output_padding, self._dims, least=0)
@@ -46,7 +45,6 @@ class _PaddedConvTranspose(_OrthoKernelLayer):
         self._filled = tuple(max(0, gap) if padding == "same" else 0 for gap in gaps)
         for axis, (extra, filled) in enumerate(zip(more, self._filled, strict=True)):
             self._check_extra(axis, extra, filled)
-        return plan
 
     def _check_extra(self, axis: int, extra: int, filled: int) -> None:
         limit = max(self.geometry.stride[axis], self.geometry.dilation[axis]) - filled
@@ -155,8 +153,8 @@ class _OrthoConvTranspose(_PaddedConvTranspose):
         dtype: torch.dtype | None = None,
     ) -> None:
         spatial = (kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode)
-        plan = self._set_up(in_channels, out_channels, *spatial, device, dtype)
-        self._make_orthogonal(plan, ortho_params)
+        self._set_up(in_channels, out_channels, *spatial, device, dtype)
+        self._make_orthogonal(ortho_params)
 
 
 _MORE = """        output_padding: more sides of the output, below the stride, as in torch. With ``padding="same"`` the

@@ -191,7 +191,7 @@ def _compiles_without_gradient(originals: Sequence[Tensor]) -> bool:
 def _remembered_weight(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
     """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
     evaluation, position = _enrolled[number]._current(originals, alias=True)
-    return evaluation.value(position).clone()
+    return evaluation.value(position).clone(memory_format=torch.contiguous_format)  # as the fake one says
 
 
 # Declared by hand: the wrapper of `torch.library.custom_op` costs as much again.

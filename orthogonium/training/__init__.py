@@ -5,6 +5,7 @@ from orthogonium.training.evaluation import Evaluation, evaluate
 from orthogonium.training.loop import EpochRecord, Trainer, TrainingDiverged
 from orthogonium.training.losses import MarginCrossEntropy, MulticlassHinge
 from orthogonium.training.run_folder import RunFolder, RunFolderError
+from orthogonium.training.saved_model import SavedModel, save_run
 
 __all__ = [
     "MODELS",
@@ -16,6 +17,7 @@ __all__ = [
     "MulticlassHinge",
     "RunFolder",
     "RunFolderError",
+    "SavedModel",
     "Split",
     "TrainConfig",
     "Trainer",
@@ -24,4 +26,5 @@ __all__ = [
     "load_digits",
     "load_model",
     "save_model",
+    "save_run",
 ]

@@ -239,8 +239,8 @@ def test_what_cannot_be_constrained():
         orthogonal(nn.Tanh())
     with pytest.raises(ValueError, match="it has: weight, bias"):
         orthogonal(nn.Linear(3, 3), "wieght")
-    with pytest.raises(ValueError, match=r"Conv2d\.weight must be a matrix"):
-        orthogonal(nn.Conv2d(2, 2, 3))
+    with pytest.raises(ValueError, match=r"Bilinear\.weight must be a matrix or the kernel"):
+        orthogonal(nn.Bilinear(2, 2, 3))
     with pytest.raises(ValueError, match=r"Linear\.bias must have shape"):
         orthogonal(nn.Linear(3, 3), "bias")
     with pytest.raises(TypeError, match=r"Linear\.weight must be a real floating-point tensor"):

@@ -1,0 +1,62 @@
+"""Checkpoints of unconstrained modules and of other presets, rewritten as they are loaded."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from orthogonium.parametrizations import Constraint, checkpoint_code, source_of
+
+
+class Translation:
+    """Before loading: rewrite the entries of another preset, or of an unconstrained module, as this preset's own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        plain, inside = f"{prefix}{self.name}", f"{prefix}parametrizations.{self.name}."
+        if not is_parametrized(module, self.name):
+            return  # the constraint has been removed
+        parametrization: Any = module.parametrizations[self.name]  # type: ignore[index]
+        constraint: Constraint = parametrization[0]
+        free = [name for name, _ in parametrization.named_parameters(recurse=False)]
+        free += [name for name, _ in parametrization.named_buffers(recurse=False)]
+        first = getattr(parametrization, free[0])
+        matrix_key, extra = f"{inside}{free[0]}", f"{inside}0._extra_state"
+        if plain in state and matrix_key not in state:
+            shape = constraint._weight_shape(first)  # without the weight, which uninitialised memory may not have
+            if not isinstance(state[plain], Tensor) or tuple(state[plain].shape) != shape:
+                return  # torch reports the shape
+            found = constraint.right_inverse(state.pop(plain).to(first))
+            for name, tensor in zip(free, found if isinstance(found, tuple) else (found,), strict=True):
+                state[f"{inside}{name}"] = tensor
+        elif matrix_key in state and extra in state and state[matrix_key].shape == first.shape:
+            code = round(float(state[extra]))
+            source = source_of(code, state[matrix_key])
+            if source is None:
+                return
+            if code == checkpoint_code(constraint.orthogonalizer):
+                self._complete(state, f"{inside}0.", constraint)
+                return
+            base = next((state[key] for key in state if key.startswith(f"{inside}0.") and key.endswith(".base")), None)
+            if base is not None:
+                source.load_state_dict({"base": base})
+            with torch.no_grad():
+                matrix = source(state[matrix_key])
+            state[matrix_key] = constraint.matrix_right_inverse(matrix.to(first))
+        else:
+            return
+        for key in [key for key in state if key.startswith(f"{inside}0.")]:
+            del state[key]
+        self._complete(state, f"{inside}0.", constraint)
+
+    @staticmethod
+    def _complete(state: dict[str, Any], inside: str, constraint: Constraint) -> None:
+        """Leave out what this preset has no buffer for, and keep its own buffer where the checkpoint has none."""
+        own = constraint.state_dict()
+        for key in [key for key in state if key.startswith(inside) and key.removeprefix(inside) not in own]:
+            del state[key]
+        for key, value in own.items():
+            state.setdefault(f"{inside}{key}", value)

@@ -1,0 +1,46 @@
+"""Pickling of torch modules with a constraint: torch makes a class for each, which has no import path."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from orthogonium.layers._flat_weights import read_weights_at_each_call
+from orthogonium.layers._side_checks import check_sides_in_calls
+
+_NOT_SAVED = {"_flat_weight_refs"}  # weak references
+
+
+def make_picklable(module: nn.Module) -> None:
+    """Let ``module``, just constrained, be pickled as its own class and state, unless its class knows how already.
+
+    Tensors and modules that are shared stay shared, since pickle sees them.
+    """
+    parametrized = type(module)
+    if parametrized.__reduce_ex__ is object.__reduce_ex__:
+        parametrized.__reduce_ex__ = _reduced  # type: ignore[method-assign, assignment]
+
+
+def adapt_class(module: nn.Module) -> None:
+    """What the class that torch made for ``module`` has to do differently from its own."""
+    check_sides_in_calls(module)
+    if isinstance(module, nn.RNNBase):
+        read_weights_at_each_call(module)
+
+
+def _reduced(module: nn.Module, protocol: Any) -> Any:
+    state = {name: value for name, value in vars(module).items() if name not in _NOT_SAVED}
+    return _empty, (type(module).__bases__[0],), state, None, None, _restore
+
+
+def _empty(cls: type[nn.Module]) -> nn.Module:
+    return cls.__new__(cls)
+
+
+def _restore(module: nn.Module, state: dict[str, Any]) -> None:
+    vars(module).update(state)
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(module, name)
+    make_picklable(module)
+    adapt_class(module)

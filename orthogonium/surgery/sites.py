@@ -1,0 +1,223 @@
+"""The weights of a model that a conversion is about, and what can be done with each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import gcd
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from orthogonium.layers._targets import check_kernel, default_blocks, geometry_of, kernel_plan
+from orthogonium.layers.conv import _PaddedConv
+from orthogonium.layers.conv_transposed import _PaddedConvTranspose
+from orthogonium.parametrizations import Constraint
+
+Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+
+# Modules that do with their weights what torch's do; a subclass with a forward of its own might not.
+_FORWARDS = {
+    cls.forward
+    for cls in (
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.RNN,
+        nn.LSTM,
+        nn.GRU,
+        nn.RNNCell,
+        nn.LSTMCell,
+        nn.GRUCell,
+        nn.MultiheadAttention,
+        _PaddedConv,
+        _PaddedConvTranspose,
+    )
+}
+_KNOWN = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
+@dataclass
+class Site:
+    """One weight: where it is, and whether it can be constrained.
+
+    ``method`` is ``"orthogonal"``, ``"partial"`` (orthogonal on the inputs that it reads), ``"almost"`` or ``"left"``;
+    ``detail`` says how or why. ``signature`` is equal for weights that one constraint can serve.
+    """
+
+    module: nn.Module
+    weight_name: str
+    paths: list[str]
+    method: str
+    detail: str
+    signature: object = field(default=None, compare=False)
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        return self.module._parameters.get(self.weight_name)
+
+
+def named_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module once, with all its paths."""
+    found: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(module, []).append(path)
+    return found
+
+
+def selects(include: Pattern, exclude: Pattern, paths: Sequence[str], module: nn.Module) -> bool:
+    """Whether one of the paths is included and none excluded."""
+    return _matches(include, paths, module, default=True) and not _matches(exclude, paths, module, default=False)
+
+
+def _matches(pattern: Pattern, paths: Sequence[str], module: nn.Module, default: bool) -> bool:
+    if pattern is None:
+        return default
+    if callable(pattern):
+        return any(pattern(path, module) for path in paths)
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    return any(fnmatchcase(path, each) for path in paths for each in patterns)
+
+
+def find_sites(model: nn.Module, include: Pattern, exclude: Pattern) -> list[Site]:
+    """Every weight of ``model`` that could be meant, tied ones included, in the order of its modules."""
+    sites: list[Site] = []
+    inside_parametrizations = {
+        inner
+        for module in model.modules()
+        if is_parametrized(module)
+        for inner in module.parametrizations.modules()  # type: ignore[union-attr]
+    }
+    for module, paths in named_modules(model).items():
+        if module in inside_parametrizations:
+            continue
+        for name in _weight_names(module):
+            full = [f"{path}.{name}" if path else name for path in paths]
+            site = Site(module, name, full, *_judge(module, name))
+            if site.method != "left" and not selects(include, exclude, [*paths, *full], module):
+                site.method, site.detail = "left", "not selected by include and exclude"
+            sites.append(site)
+    _agree_on_tied(model, sites)
+    return sites
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    if isinstance(module, nn.RNNBase):
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    if isinstance(module, nn.MultiheadAttention):
+        separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+        return ["in_proj_weight"] if module._qkv_same_embed_dim else separate
+    if isinstance(module, _KNOWN) or _is_quantised(module):
+        return ["weight"]
+    return [name for name, value in module._parameters.items() if value is not None and _dimensions(value) > 1]
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    return 2 if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.ndim
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__.split(".") and callable(getattr(module, "weight", None))
+
+
+def _judge(module: nn.Module, name: str) -> tuple[str, str, object]:
+    """``(method, detail, signature)``."""
+    if _is_quantised(module):
+        return "left", "quantised: convert and train first, then quantise", None
+    if is_parametrized(module, name):
+        hooks = list(module.parametrizations[name])  # type: ignore[index]
+        ours = any(isinstance(hook, Constraint) for hook in hooks)
+        names = ", ".join(type(hook).__name__ for hook in hooks)
+        return "left", "constrained already" if ours else f"parametrized already, by {names}", None
+    weight = module._parameters.get(name)
+    if weight is None:
+        return "left", f"{name} is no parameter (computed by a hook of weight or spectral norm, or pruned?)", None
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        return "left", "lazy: has no shape before the first forward pass", None
+    if not weight.is_floating_point():
+        return "left", f"its numbers are {weight.dtype}", None
+    if type(weight) is not nn.Parameter:
+        return "left", f"a {type(weight).__name__}: convert before sharding or wrapping tensors", None
+    if not isinstance(module, _KNOWN):
+        table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        return "left", "a table of vectors, no map of an input" if table else "of a module that is not known here", None
+    if type(module).forward not in _FORWARDS:
+        return "left", f"{type(module).__name__} has a forward of its own", None
+    if weight.numel() == 0:
+        return "left", "empty", None
+    if not weight.requires_grad:
+        return "left", "frozen: requires_grad is False", None
+    if isinstance(module, _ConvNd):
+        return _judge_kernel(module)
+    blocks = default_blocks(module, name)
+    what = "head" if isinstance(module, nn.MultiheadAttention) else "gate"
+    detail = f"{blocks} blocks, one per {what}" if blocks > 1 else ""
+    return "orthogonal", detail, ("matrix", blocks)
+
+
+def _judge_kernel(module: _ConvNd) -> tuple[str, str, object]:
+    try:
+        geometry = geometry_of(module)
+    except ValueError as error:
+        return "left", str(error), None
+    plan = kernel_plan(module)
+    if plan.axes and plan.middle == 1:
+        return "almost", "one channel per group: orthogonal kernels would be shifts", (plan, geometry, "almost")
+    try:
+        check_kernel(module)
+    except ValueError:
+        if any(k > 1 and gcd(s, d) > 1 for k, s, d in zip(plan.kernel_size, plan.stride, module.dilation, strict=True)):
+            return "almost", "stride and dilation share a factor: no orthogonal kernel", (plan, geometry, "almost")
+        return "partial", "as an operator on the inputs that its stride does not skip", (plan, geometry, "partial")
+    return "orthogonal", "as an operator", (plan, geometry, "orthogonal")
+
+
+def _agree_on_tied(model: nn.Module, sites: list[Site]) -> None:
+    """Tied weights are constrained together or not at all; an embedding follows the matrix that it is tied to."""
+    owners: dict[int, list[tuple[nn.Module, str, str]]] = {}
+    for path, module in model.named_modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                owners.setdefault(id(value), []).append((module, name, f"{path}.{name}" if path else name))
+    by_owner = {(id(site.module), site.weight_name): site for site in sites}
+    for tied in owners.values():
+        if len(tied) < 2:
+            continue
+        group = [by_owner.get((id(module), name)) for module, name, _ in tied]
+        tables = [isinstance(module, nn.Embedding | nn.EmbeddingBag) for module, _, _ in tied]
+        active = [site for site in group if site is not None and site.method != "left"]
+        if not active:
+            continue
+        first = active[0]
+        for (_, _, path), site, table in zip(tied, group, tables, strict=True):
+            fits = site is not None and (site.signature == first.signature or (table and first.method == "orthogonal"))
+            excluded = site is not None and site.method == "left" and not table
+            if fits and not excluded:
+                continue
+            reason = f"tied to {path}, which cannot take the same constraint"
+            for other in active:
+                other.method, other.detail = "left", reason
+            break
+        else:
+            for site in group:
+                assert site is not None
+                site.method, site.detail = first.method, first.detail
+
+
+def check_finite(sites: Sequence[Site]) -> None:
+    """Raise ``ValueError``, before anything is changed, for a weight that holds NaN or Inf."""
+    for site in sites:
+        weight = site.parameter
+        if site.method != "left" and weight is not None and not weight.is_meta and not torch.isfinite(weight).all():
+            raise ValueError(f"{site.path} holds NaN or Inf. Repair it, or leave it out with exclude={site.path!r}")
