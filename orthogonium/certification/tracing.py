@@ -76,7 +76,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if rule_for_module(m) is not None:
             return True
-        return plain_type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        return plain_type(m).__module__.startswith(("torch.nn", "torch.ao")) and not isinstance(m, nn.Sequential)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val
@@ -87,6 +87,11 @@ class _Tracer(fx.Tracer):
             name = held[0] if held else f"constant_{len(self.constants)}"
             self.constants[name] = a
             return self.create_node("get_attr", name, (), {})
+        if isinstance(a, torch.ScriptObject):
+            where = named(self.scopes[-1] if self.scopes else "")
+            raise TypeError(
+                f"{where} computes with a {type(a).__name__}, whose numbers cannot be read. Use torch.nn layers"
+            )
         return super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:

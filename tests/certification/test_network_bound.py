@@ -351,3 +351,10 @@ def test_users_add_rules_for_modules_and_functions(own_rules):
         lipschitz_bound(model)
     with pytest.raises(TypeError, match="module type, a function or the name"):
         lipschitz_rule(3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_layers_are_refused_by_path():
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}, torch.qint8)
+    with pytest.raises(TypeError, match="0 is a Linear, whose Lipschitz constant is not known"):
+        lipschitz_bound(model.eval(), (4,))
