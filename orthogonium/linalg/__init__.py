@@ -16,27 +16,44 @@ from orthogonium.linalg.kernels import (
     identity_kernel,
     multiply_by_projector_taps,
 )
-from orthogonium.linalg.polar import polar, polar_by_svd
+from orthogonium.linalg.low_rank import low_rank_factors
+from orthogonium.linalg.polar import polar, polar_by_svd, soft_polar
 from orthogonium.linalg.power_iteration import power_iteration
 from orthogonium.linalg.qr import qr_orthogonalize
+from orthogonium.linalg.retractions import (
+    cayley_retraction,
+    geodesic_retraction,
+    low_rank_geodesic_update,
+    low_rank_polar_update,
+    polar_retraction,
+    tangent_projection,
+)
 
 __all__ = [
     "NonFiniteError",
     "adjoint_kernel",
     "bjorck",
+    "cayley_retraction",
     "cholesky_orthogonalize",
     "compose_kernels",
     "condition_number",
+    "geodesic_retraction",
     "identity_kernel",
     "in_working_precision",
+    "low_rank_factors",
+    "low_rank_geodesic_update",
+    "low_rank_polar_update",
     "multiply_by_projector_taps",
     "orthogonality_defect",
     "polar",
     "polar_by_svd",
     "polar_pass_through",
+    "polar_retraction",
     "power_iteration",
     "qr_orthogonalize",
     "singular_values",
     "skew_frame",
+    "soft_polar",
     "stable_rank",
+    "tangent_projection",
 ]
