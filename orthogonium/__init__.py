@@ -19,6 +19,7 @@ from orthogonium.layers import (
     orthogonal,
     singular_values,
 )
+from orthogonium.optim import LowRankOrthogonal, RiemannianAdam, RiemannianSGD, StiefelMuon, parameter_groups
 from orthogonium.reparametrizers import (
     BJORCK_PASS_THROUGH_ORTHO_PARAMS,
     CAYLEY_ORTHO_PARAMS,
@@ -34,6 +35,7 @@ from orthogonium.reparametrizers import (
     ClassParam,
     OrthoParams,
 )
+from orthogonium.surgery import keep_orthogonal, orthogonalize_model
 
 __all__ = [
     "BJORCK_PASS_THROUGH_ORTHO_PARAMS",
@@ -51,6 +53,7 @@ __all__ = [
     "AdaptiveOrthoConvTranspose2d",
     "ClassParam",
     "GroupSort",
+    "LowRankOrthogonal",
     "MaxMin",
     "OrthoConv1d",
     "OrthoConv2d",
@@ -60,13 +63,19 @@ __all__ = [
     "OrthoConvTranspose3d",
     "OrthoLinear",
     "OrthoParams",
+    "RiemannianAdam",
+    "RiemannianSGD",
+    "StiefelMuon",
     "UnitNormLinear",
     "__version__",
     "attack",
     "certified_accuracy",
     "certify",
     "fused",
+    "keep_orthogonal",
     "lipschitz_product",
     "orthogonal",
+    "orthogonalize_model",
+    "parameter_groups",
     "singular_values",
 ]

@@ -1,4 +1,4 @@
-"""What the optimisers on orthogonal matrices share: groups, batches of equal shapes, and the way back to the manifold."""
+"""What the optimisers on orthogonal matrices share: groups, batches of equal shapes, the way back to the manifold."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -11,7 +11,7 @@ from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, ada
 
 
 class LowRankOrthogonal(ManifoldOptimizer):
-    """Orthogonal matrices moved by updates of rank ``k``, in ``O(n² k)`` a step and with no factorisation of size ``n``.
+    """Orthogonal matrices moved by updates of rank ``k``, in ``O(n² k)`` a step and without a large factorisation.
 
     The gradient (or its momentum) is approximated by ``a bᵀ``; the matrix then becomes the orthogonal one nearest to
     ``W − lr · a bᵀ``, exactly (:func:`~orthogonium.linalg.low_rank_polar_update`), or goes along a geodesic. Meant for
@@ -60,7 +60,14 @@ class LowRankOrthogonal(ManifoldOptimizer):
         foreach: bool = True,
         maximize: bool = False,
     ) -> None:
-        own = {"lr": lr, "rank": rank, "update": update, "sampling": sampling, "momentum": momentum, "eps": eps}
+        own: dict[str, Any] = {
+            "lr": lr,
+            "rank": rank,
+            "update": update,
+            "sampling": sampling,
+            "momentum": momentum,
+            "eps": eps,
+        }
         own |= {"adaptive": adaptive, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
         own |= {"manifold": manifold, "blocks": blocks}
         super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})

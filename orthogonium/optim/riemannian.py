@@ -64,7 +64,7 @@ class RiemannianSGD(_Riemannian):
         foreach: bool = True,
         maximize: bool = False,
     ) -> None:
-        own = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         own |= {"retraction": retraction, "maximize": maximize, "manifold": manifold, "blocks": blocks}
         super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
 
@@ -97,7 +97,7 @@ class RiemannianAdam(_Riemannian):
     Args:
         params, weight_decay, retraction, manifold, blocks, tolerance, check_every, foreach, maximize: as in
             :class:`RiemannianSGD`.
-        lr: root mean square of the entries of a step. It turns an ``n × n`` matrix by up to about ``2 √n · lr`` radians.
+        lr: root mean square of the entries of a step. It turns an ``n × n`` matrix by about ``2 √n · lr`` radians.
         betas: decay of the mean and of the squared scale of the gradient.
         eps: added to the scale.
 
@@ -123,7 +123,13 @@ class RiemannianAdam(_Riemannian):
         foreach: bool = True,
         maximize: bool = False,
     ) -> None:
-        own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "retraction": retraction}
+        own: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "retraction": retraction,
+        }
         own |= {"maximize": maximize, "manifold": manifold, "blocks": blocks}
         super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
 

@@ -75,11 +75,7 @@ class KernelPlan:
         """The kernel, ``weight_shape``, of an orthogonal matrix and orthonormal frames."""
         if not self.axes:
             return matrix.reshape(self.weight_shape)
-        grouped = matrix if self.groups > 1 else matrix.unsqueeze(0)
-        if self.after_core:
-            start = grouped.reshape(self.groups, self.out_channels, *self.core, self.in_channels)
-        else:
-            start = grouped.unflatten(-1, (self.middle, *self.core)).movedim(1, -1)
+        start = self.start(matrix)
         if frames is None:
             kernel = self._centred(start)
         else:
@@ -103,12 +99,7 @@ class KernelPlan:
         perpendicular to the last. Taking it off leaves a shorter kernel, and so on. For a kernel that was assembled
         from generic frames this is exact up to rounding; for any other it gives one orthogonal kernel near it.
         """
-        kernel = weight.double().reshape(self.groups, self.out_channels, self.in_channels, *self.kernel_size)
-        kernel = kernel.movedim(2, -1) if self.after_core else kernel.movedim(1, -1)
-        missing = self.middle - kernel.shape[1]
-        if missing:
-            kernel = torch.cat((kernel, kernel.new_zeros(self.groups, missing, *kernel.shape[2:])), 1)
-        found = []
+        kernel, found = self.unfold(weight.double()), []
         for axis in reversed(self.axes):
             dim, length = axis + 2, kernel.shape[axis + 2]
             if self.frames_shape is None:
@@ -120,10 +111,27 @@ class KernelPlan:
             found.append(frame)
             near, far = kernel.narrow(dim, 0, length - 1), kernel.narrow(dim, 1, length - 1)
             kernel = far + (frame @ (frame.mT @ (near - far).flatten(2))).view_as(far)
-        if not self.after_core:
-            kernel = kernel.movedim(-1, 1)
-        matrix = kernel.reshape(self.matrix_shape)
-        return matrix, torch.stack(found[::-1]) if found else None
+        return self.flatten(kernel), torch.stack(found[::-1]) if found else None
+
+    def start(self, matrix: Tensor) -> Tensor:
+        """The core kernel of a matrix, ``(groups, middle, *core, carried)``: what the taps multiply."""
+        grouped = matrix if self.groups > 1 else matrix.unsqueeze(0)
+        if self.after_core:
+            return grouped.reshape(self.groups, self.out_channels, *self.core, self.in_channels)
+        return grouped.unflatten(-1, (self.middle, *self.core)).movedim(1, -1)
+
+    def flatten(self, core: Tensor) -> Tensor:
+        """The matrix of a core kernel: :meth:`start` undone."""
+        return (core if self.after_core else core.movedim(-1, 1)).reshape(self.matrix_shape)
+
+    def unfold(self, weight: Tensor) -> Tensor:
+        """A kernel as taps see it, ``(groups, middle, *k, carried)``, with zeros for channels that are not fed."""
+        kernel = weight.reshape(self.groups, self.out_channels, self.in_channels, *self.kernel_size)
+        kernel = kernel.movedim(2, -1) if self.after_core else kernel.movedim(1, -1)
+        missing = self.middle - kernel.shape[1]
+        if missing:
+            kernel = torch.cat((kernel, kernel.new_zeros(self.groups, missing, *kernel.shape[2:])), 1)
+        return kernel
 
 
 class OrthogonalKernel(nn.Module):
