@@ -14,6 +14,12 @@ from orthogonium.linalg.exponential import Map, skew_frame
 from orthogonium.linalg.polar import polar
 
 
+# Beyond these a rectangular point is projected densely: amplification of rounding, and condition number (in float64,
+# where there is no wider type for the small matrices).
+_LARGEST = 64.0
+_WORST_CONDITION = 16.0
+
+
 def tangent_projection(point: Tensor, direction: Tensor) -> Tensor:
     """The part of ``direction`` along the manifold: ``D − Q sym(Qᵀ D)``, nearest to ``D`` in the Frobenius norm.
 
@@ -166,17 +172,18 @@ def polar_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, T
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
     if outside is None:
         u, _, vh = torch.linalg.svd(inner)
-        return turned @ _minus_identity(newton_schulz(u @ vh)).to(point.dtype), basis
+        return _moved(turned, newton_schulz(u @ vh)), basis
     triangle = torch.linalg.qr(outside.double(), mode="r").R
     u, values, vh = torch.linalg.svd(torch.cat((inner, triangle @ side), -2), full_matrices=False)
     inverse = (vh.mT / values[..., None, :].clamp_min(torch.finfo(torch.float64).tiny)) @ vh
     weights = side @ inverse
-    # what rounding left of W in `outside` is multiplied by these weights
+    # what rounding left of W in `outside` is multiplied by these weights, which are good to the condition number
     amplified = torch.linalg.matrix_norm(left.double()) * torch.linalg.matrix_norm(weights)
-    if not bool((amplified <= _LARGEST).all()):
+    condition = values[..., 0] / values[..., -1] * (torch.finfo(torch.float64).eps / torch.finfo(point.dtype).eps)
+    if not bool(((amplified <= _LARGEST) & (condition <= _WORST_CONDITION)).all()):
         return None
     rotation = u[..., : inner.shape[-1], :] @ vh
-    return turned @ _minus_identity(rotation).to(point.dtype) + outside @ weights.to(point.dtype), basis
+    return _moved(turned, rotation) + outside @ weights.to(point.dtype), basis
 
 
 def geodesic_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +193,7 @@ def geodesic_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor
     basis, turned, inner, side, outside = _subspace(point, left, right)
     skew = 0.5 * (inner - inner.mT)
     if outside is None:
-        return turned @ _minus_identity(newton_schulz(torch.matrix_exp(skew))).to(point.dtype), basis
+        return _moved(turned, newton_schulz(torch.matrix_exp(skew))), basis
     # in the coordinates [W V, a⊥/α] the turn is exp [[K, −BᵀZ/α], [α B, 0]] with B = bᵀV and Z = a⊥ᵀa⊥
     gram = outside.mT.double() @ outside.double()
     size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()[..., None, None]
@@ -195,11 +202,10 @@ def geodesic_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor
     turn = torch.matrix_exp(torch.cat((upper, torch.cat((alpha * side, torch.zeros_like(gram)), -1)), -2))
     width = skew.shape[-1]
     columns = turn[..., :width]
-    inside = turned @ _minus_identity(columns[..., :width, :]).to(point.dtype)
+    inside = _moved(turned, columns[..., :width, :])
     return inside + outside @ (columns[..., width:, :] / alpha).to(point.dtype), basis
 
 
-_LARGEST = 64.0
 
 
 def _subspace(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
@@ -216,6 +222,16 @@ def _subspace(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tenso
         outside = left - point @ cross
         outside = outside - point @ (point.mT @ outside)  # twice is enough
     return basis, point @ basis, inner, side, outside
+
+
+def _moved(turned: Tensor, rotation: Tensor) -> Tensor:
+    """``T P − W V`` with ``T`` the columns ``W V`` after a Newton–Schulz step.
+
+    So whatever rounding has left in the subspace that moves is mended on the way, at no cost of size ``n²``.
+    """
+    wide = turned.double()
+    change = rotation - 0.5 * _minus_identity(wide.mT @ wide) @ rotation
+    return turned @ _minus_identity(change).to(turned.dtype)
 
 
 def _minus_identity(matrix: Tensor) -> Tensor:
