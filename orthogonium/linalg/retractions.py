@@ -13,7 +13,6 @@ from orthogonium.linalg._products import newton_schulz
 from orthogonium.linalg.exponential import Map, skew_frame
 from orthogonium.linalg.polar import polar
 
-
 # Beyond these a rectangular point is projected densely: amplification of rounding, and condition number (in float64,
 # where there is no wider type for the small matrices).
 _LARGEST = 64.0
@@ -204,8 +203,6 @@ def geodesic_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor
     columns = turn[..., :width]
     inside = _moved(turned, columns[..., :width, :])
     return inside + outside @ (columns[..., width:, :] / alpha).to(point.dtype), basis
-
-
 
 
 def _subspace(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:

@@ -5,55 +5,68 @@ from torch import Tensor
 
 from orthogonium.linalg import polar
 from orthogonium.linalg._precision import without_autocast
-from orthogonium.parametrizations.kernel import KernelPlan
+from orthogonium.parametrizations.kernel_plan import KernelPlan
 
-_SWEEPS = 30
-_GAIN = 1e-6  # of the overlap, relative, below which sweeping stops
+_SWEEPS = 300
+_GAIN = 1e-3  # share of the squared distance that a sweep must take off for another one to follow
 
 
 def nearest_kernel(
     plan: KernelPlan, weight: Tensor, frames: Tensor | None = None, sweeps: int = _SWEEPS
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """An orthogonal kernel that no single part of it could bring closer to ``weight`` in the Frobenius norm.
+) -> tuple[Tensor, Tensor | None]:
+    """``(kernel, frames)``: the kernel that :func:`nearest_parts` finds, in the dtype of ``weight``."""
+    matrix, frames = nearest_parts(plan, weight, frames, sweeps)
+    return plan.assemble(polar(matrix), frames).to(weight.dtype), frames
 
-    All kernels of a plan have one norm, so the nearest has the largest inner product with ``weight``. That product is
-    linear in the matrix, and in each projector ``U Uᵀ`` when the others are held. So each part in turn has an exact
-    optimum: the polar factor for the matrix, and for a projector the leading eigenvectors of a symmetric matrix. The
-    distance never grows; it converges to a local minimum, started from ``frames`` or from
-    :meth:`~orthogonium.parametrizations.KernelPlan.take_apart`, which is exact for orthogonal kernels.
+
+def nearest_parts(
+    plan: KernelPlan, weight: Tensor, frames: Tensor | None = None, sweeps: int = _SWEEPS
+) -> tuple[Tensor, Tensor | None]:
+    """A matrix, of which the polar factor is meant, and frames: no single part could bring the kernel nearer.
+
+    All kernels of a plan have one norm, so the one nearest to ``weight`` in the Frobenius norm has the largest inner
+    product with it. That product is linear in the matrix, and in each projector ``U Uᵀ``, when the others are held. So
+    each part in turn has an exact optimum: the polar factor for the matrix, and for a projector the leading
+    eigenvectors of a symmetric matrix. The distance never grows, and tends to a local minimum. The start is ``frames``,
+    or :meth:`KernelPlan.take_apart`, which is exact for orthogonal kernels that are fed through all channels.
 
     Args:
         plan: how kernels are composed.
-        weight: ``plan.weight_shape``.
+        weight: ``plan.weight_shape``, finite.
         frames: to start from, such as those of the last call for a weight that has moved little.
         sweeps: at most so many times through all parts.
 
     Returns:
-        The kernel, ``plan.weight_shape`` in ``weight``'s dtype, and the matrix and frames that make it, in float64.
+        ``plan.matrix_shape`` and ``plan.frames_shape``, in float64.
 
     Source: alternating maximisation over the composition of Li et al., "Preventing gradient attenuation in Lipschitz
     constrained convolutional networks", NeurIPS 2019.
     """
     with without_autocast(weight):
         if plan.frames_shape is None:
-            matrix = polar(plan.take_apart(weight)[0])
-            return plan.assemble(matrix, None).to(weight.dtype), matrix, None
+            return plan.take_apart(weight)
         target = plan.unfold(weight.double())
         if frames is None:
-            first, taken = plan.take_apart(weight)
+            matrix, taken = plan.take_apart(weight)
             assert taken is not None
-            frames, matrix = taken, polar(first)
+            frames = taken
         else:
             frames = frames.clone()
-            matrix = polar(plan.flatten(_taken_off(target, frames, plan.axes)))
-        overlap = torch.zeros((), dtype=torch.float64, device=weight.device)
+            matrix = plan.flatten(_taken_off(target, frames, plan.axes))
+        rounding = 64 * torch.finfo(weight.dtype).eps
+        distance = _squared_distance(plan, matrix, frames, weight)
         for _ in range(sweeps):
-            core = _sweep(plan, target, matrix, frames)
-            matrix = polar(core)
-            previous, overlap = overlap, (matrix * core).sum()
-            if not bool(overlap - previous > _GAIN * overlap):
+            if not bool(distance > rounding**2 * weight.numel()):
                 break
-        return plan.assemble(matrix, frames).to(weight.dtype), matrix, frames
+            matrix = _sweep(plan, target, polar(matrix), frames)
+            before, distance = distance, _squared_distance(plan, matrix, frames, weight)
+            if not bool(before - distance > _GAIN * distance):
+                break
+        return matrix, frames
+
+
+def _squared_distance(plan: KernelPlan, matrix: Tensor, frames: Tensor, weight: Tensor) -> Tensor:
+    return (plan.assemble(polar(matrix), frames) - weight).square().sum()
 
 
 def _sweep(plan: KernelPlan, target: Tensor, matrix: Tensor, frames: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def _nearest_kernels(sites: Sequence[Site], weights: Sequence[Tensor], frames: F
     start = None
     if frames is not None and all(site.path in frames.kept for site in sites):
         start = torch.cat([frames.kept[site.path] for site in sites], 1).to(stack.device)
-    kernel, _, found = nearest_kernel(joint, stack, start)
+    kernel, found = nearest_kernel(joint, stack, start)
     if frames is not None and found is not None:
         frames.kept.update({s.path: f for s, f in zip(sites, found.split(plan.groups, 1), strict=True)})
     return list(kernel.split(weights[0].shape[0]))

@@ -187,7 +187,7 @@ def test_factors_of_a_matrix_of_that_rank_are_exact(shape, method):
 
 def test_subspace_iteration_tends_to_the_best_approximation_and_a_start_helps():
     matrix = random_matrix((30, 20), singular_values=(0.0, 1.0), dtype=torch.float64, seed=1)
-    u, s, vh = torch.linalg.svd(matrix)
+    _, s, vh = torch.linalg.svd(matrix)
     best = s[3:].norm()
 
     def error(**keywords):
@@ -205,15 +205,13 @@ def test_columns_are_drawn_by_their_norms_and_zeros_last():
     assert_close(left @ right.mT, matrix)
     generator = torch.Generator().manual_seed(0)
     matrix[:, 1] *= 1e-3
-    hits = sum(
-        (low_rank_factors(matrix, 1, "columns", generator=generator)[1][3].abs() > 1).item() for _ in range(50)
-    )
+    hits = sum((low_rank_factors(matrix, 1, "columns", generator=generator)[1][3].abs() > 1).item() for _ in range(50))
     assert hits >= 48
 
 
 def test_factors_refuse_what_they_cannot_do():
     for keywords in ({"rank": 0}, {"rank": 1, "steps": 0}, {"rank": 1, "method": "rows"}):
-        with pytest.raises(ValueError, match="rank|method"):
+        with pytest.raises(ValueError, match=r"rank|method"):
             low_rank_factors(torch.ones(3, 3), **keywords)
     with pytest.raises(ValueError, match=r"start must have shape \(3, 2\), got \(3, 1\)"):
         low_rank_factors(torch.ones(3, 3), 2, start=torch.ones(3, 1))
