@@ -53,7 +53,7 @@ def nearest_parts(
         else:
             frames = frames.clone()
             matrix = plan.flatten(_taken_off(target, frames, plan.axes))
-        rounding = 64 * torch.finfo(weight.dtype).eps
+        rounding = 64 * torch.finfo(torch.float64).eps
         distance = _squared_distance(plan, matrix, frames, weight)
         for _ in range(sweeps):
             if not bool(distance > rounding**2 * weight.numel()):
