@@ -28,6 +28,7 @@ from orthogonium.linalg.retractions import (
     polar_retraction,
     tangent_projection,
 )
+from orthogonium.linalg.small_step import polar_after_step
 
 __all__ = [
     "NonFiniteError",
@@ -46,6 +47,7 @@ __all__ = [
     "multiply_by_projector_taps",
     "orthogonality_defect",
     "polar",
+    "polar_after_step",
     "polar_by_svd",
     "polar_pass_through",
     "polar_retraction",

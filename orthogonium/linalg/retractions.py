@@ -12,6 +12,7 @@ from orthogonium.linalg._precision import raise_if_not_finite, without_autocast
 from orthogonium.linalg._products import newton_schulz
 from orthogonium.linalg.exponential import Map, skew_frame
 from orthogonium.linalg.polar import polar
+from orthogonium.linalg.small_step import polar_after_step
 
 # Beyond these a rectangular point is projected densely: amplification of rounding, and condition number (in float64,
 # where there is no wider type for the small matrices).
@@ -63,7 +64,8 @@ def polar_retraction(point: Tensor, step: Tensor) -> Tensor:
     Source: Absil and Malick, "Projection-like retractions on matrix manifolds", SIAM J. Optim. 22(1), 2012.
     """
     _check_pair("step", point, step)
-    return polar(_working(point) + _working(step)).to(point.dtype)
+    moved = _working(point) + _working(step)
+    return (polar if moved.requires_grad else polar_after_step)(moved).to(point.dtype)
 
 
 def cayley_retraction(point: Tensor, step: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from orthogonium.linalg import NonFiniteError, polar
+from orthogonium.linalg import NonFiniteError, polar_after_step
 from orthogonium.parametrizations.kernel_projection import nearest_kernel
 from orthogonium.surgery._sites import ConvRule, Selection, Site, chooser, find_sites
 
@@ -194,7 +194,9 @@ def _centre(weight: Tensor) -> tuple[slice | int, ...]:
 
 def _nearest_matrices(sites: Sequence[Site], weights: Sequence[Tensor]) -> list[Tensor]:
     stacks = [_as_matrices(site, weight) for site, weight in zip(sites, weights, strict=True)]
-    found = polar(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).split([len(stack) for stack in stacks])
+    found = polar_after_step(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).split(
+        [len(stack) for stack in stacks]
+    )
     results = []
     for site, weight, matrices in zip(sites, weights, found, strict=True):
         if site.kind == "delta":

@@ -241,7 +241,7 @@ def test_weights_of_one_shape_are_projected_together(monkeypatch):
     calls = []
     import orthogonium.surgery.projection as room
 
-    monkeypatch.setattr(room, "polar", lambda stack: calls.append(tuple(stack.shape)) or polar(stack))
+    monkeypatch.setattr(room, "polar_after_step", lambda stack: calls.append(tuple(stack.shape)) or polar(stack))
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)), nn.Linear(4, 2), nn.RNN(4, 4))
     og.orthogonalize_model(model)
     assert sorted(calls) == [(1, 2, 4), (7, 4, 4)]
