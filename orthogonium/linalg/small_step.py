@@ -22,8 +22,8 @@ def polar_after_step(matrix: Tensor) -> Tensor:
     ``Q = p(E) W / √c`` with ``c (I + E) = W Wᵀ`` and the polynomial ``p(x) ≈ (1 + x)^(−½)``, as there. Two things make
     it shorter: every product but the last has a symmetric result, of which up to three eighths need not be computed,
     and the degree is chosen by an estimate of ``‖E‖₂`` (power iteration, a fifth added) where a certain bound would
-    be two or three times larger. What the estimate left uncertain is checked afterwards on a vector, and where ``Q`` is not
-    orthogonal, or ``W`` was not near, :func:`~orthogonium.linalg.polar` takes over.
+    be two or three times larger. What the estimate left uncertain is checked afterwards on a vector,
+    and where ``Q`` is not orthogonal, or ``W`` was not near, :func:`~orthogonium.linalg.polar` takes over.
 
     Args:
         matrix: ``(..., m, n)``; any, though time is gained only near orthogonal ones.

@@ -131,7 +131,7 @@ def test_every_public_name_is_in_the_api_pages():
     documented = set(re.findall(r"^::: [\w.]+\.(\w+)$", reference, re.MULTILINE))
     listed = set(re.findall(r"`(\w+)`", reference))
     public = set(og.__all__) - {"__version__"}
-    for room in (og.layers, og.certification, og.linalg, og.training, reparametrizers):
+    for room in (og.layers, og.certification, og.linalg, og.optim, og.surgery, og.training, reparametrizers):
         public |= set(room.__all__)
     internal = {"constrain", "in_working_precision"}
     constants = {name for name in public if name.isupper()}
