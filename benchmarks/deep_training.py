@@ -168,7 +168,7 @@ def run_copy(make: Make, lr: float, arguments: argparse.Namespace) -> list[dict[
 BODY, LOOP = "body.*.weight", "rnn.weight_hh_l0"
 RATES = (3e-4, 1e-3, 3e-3)
 SGD_RATES = (1e-3, 3e-3, 1e-2, 1e-1)
-DEPTH_RATES, DEPTH_SGD_RATES = (3e-4, 1e-3), (1e-3, 1e-2)
+DEPTH_RATES, DEPTH_SGD_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 1e-2)
 DEPTH: dict[str, tuple[Make, tuple[float, ...]]] = {
     "SGD": (plain(lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)), DEPTH_SGD_RATES),
     "Adam": (plain(torch.optim.Adam), DEPTH_RATES),
@@ -242,7 +242,7 @@ def plot(folder: Path, images: Path) -> None:
         "LowRankOrthogonal, rank 4": "#d55e00",
         "RiemannianAdam": "#009e73",
     }
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
     panels = (
         ("depth", "score", "epoch", "test accuracy", "digits, tanh network of depth 200", 0.1, "guessing"),
         (
@@ -265,7 +265,7 @@ def plot(folder: Path, images: Path) -> None:
         axis.set(xlabel=x_label, ylabel=y_label, title=title)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False, loc="center right")
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     images.mkdir(parents=True, exist_ok=True)
     figure.savefig(images / "deep_training.png", dpi=150)
 
