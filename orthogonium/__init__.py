@@ -54,6 +54,7 @@ from orthogonium.layers import (
     singular_values,
 )
 from orthogonium.linalg import spectral_norm_bound
+from orthogonium.optim import LowRankOrthogonal, RiemannianAdam, RiemannianSGD, StiefelMuon, parameter_groups
 from orthogonium.reparametrizers import (
     BJORCK_PASS_THROUGH_ORTHO_PARAMS,
     CAYLEY_ORTHO_PARAMS,
@@ -69,7 +70,7 @@ from orthogonium.reparametrizers import (
     ClassParam,
     OrthoParams,
 )
-from orthogonium.surgery import convert, export
+from orthogonium.surgery import convert, export, keep_orthogonal, orthogonalize_model
 
 __all__ = [
     "BJORCK_PASS_THROUGH_ORTHO_PARAMS",
@@ -96,6 +97,7 @@ __all__ = [
     "L2NormPool3d",
     "LayerCentering",
     "LipschitzBatchNorm",
+    "LowRankOrthogonal",
     "MaxMin",
     "Normed",
     "OrthoConv1d",
@@ -109,6 +111,8 @@ __all__ = [
     "OrthoLinear",
     "OrthoParams",
     "OrthoRNN",
+    "RiemannianAdam",
+    "RiemannianSGD",
     "SLLConv1d",
     "SLLConv2d",
     "SLLConv3d",
@@ -117,6 +121,7 @@ __all__ = [
     "ScaledAvgPool2d",
     "ScaledAvgPool3d",
     "SpectralMonitor",
+    "StiefelMuon",
     "UnitNormLinear",
     "UnstableVarianceWarning",
     "__version__",
@@ -135,10 +140,13 @@ __all__ = [
     "gain",
     "get_wrapped_submodules",
     "initialize",
+    "keep_orthogonal",
     "layerwise_lr",
     "lipschitz_bound",
     "looks_linear_",
     "orthogonal",
+    "orthogonalize_model",
+    "parameter_groups",
     "signal_report",
     "singular_values",
     "spectral_norm_bound",

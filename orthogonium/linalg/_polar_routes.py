@@ -177,7 +177,7 @@ def by_minimax(matrix: Tensor) -> Routed:
     for attempt in range(1, _ATTEMPTS + 1):
         work = matrix if attempt == 1 else matrix.double()
         lowest = _LOWEST**attempt
-        q = _steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest)
+        q = minimax_steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest, torch.finfo(work.dtype).eps)
         error = symmetric_product(q, q.mT)
         error.diagonal(dim1=-2, dim2=-1).sub_(1)
         if torch.linalg.matrix_norm(error).amax().item() <= tolerance:
@@ -198,12 +198,13 @@ def by_fixed_schedule(matrix: Tensor) -> Routed:
     q = scaled / torch.where(norm > 0, norm, 1.0)
     q.diagonal(dim1=-2, dim2=-1).add_(eps)
     lowest = eps / 100
-    return newton_schulz(_steps(q, lowest)).to(matrix.dtype), *_nothing(matrix), _route(PRODUCTS, lowest)
+    q = minimax_steps(q, lowest, torch.finfo(q.dtype).eps)
+    return newton_schulz(q).to(matrix.dtype), *_nothing(matrix), _route(PRODUCTS, lowest)
 
 
-def _steps(matrix: Tensor, lowest: float) -> Tensor:
-    """The minimax schedule for singular values in ``[lowest, 1]``."""
-    for a, b, c in polar_schedule(lowest, torch.finfo(matrix.dtype).eps):
+def minimax_steps(matrix: Tensor, lowest: float, tolerance: float) -> Tensor:
+    """The minimax schedule that takes singular values in ``[lowest, 1]`` to within ``tolerance`` of one."""
+    for a, b, c in polar_schedule(lowest, tolerance):
         gram = matrix @ matrix.mT
         matrix = a * matrix + (b * gram + c * (gram @ gram)) @ matrix
     return matrix

@@ -140,6 +140,9 @@ def test_every_public_name_is_in_the_api_pages():
         og.diagnostics,
         og.initialization,
         og.linalg,
+        og.optim,
+        og.surgery,
+        og.testing,
         og.training,
         reparametrizers,
     ):
