@@ -16,6 +16,8 @@ from orthogonium.certification import lipschitz_bound, plain_network
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
+__all__ = ["assert_lipschitz", "assert_orthogonal", "kernels", "layers", "materialise", "matrices"]
+
 _LARGEST = 2**26  # entries of an operator that is written out
 
 

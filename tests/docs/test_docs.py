@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import orthogonium as og
-from orthogonium import reparametrizers
+from orthogonium import reparametrizers, testing
 from orthogonium.cli import main
 from orthogonium.cli.main import _parser
 
@@ -142,7 +142,7 @@ def test_every_public_name_is_in_the_api_pages():
         og.linalg,
         og.optim,
         og.surgery,
-        og.testing,
+        testing,
         og.training,
         reparametrizers,
     ):
