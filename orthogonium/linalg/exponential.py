@@ -31,6 +31,8 @@ Map = Literal["exponential", "cayley"]
 # Above this norm of A a Cayley solve in working precision loses too many digits.
 _CAYLEY_NORM = 64.0
 _SYMMETRIC_NORM = 8.0
+# From this side on two triangular solves are faster than an inverse and a product.
+_TRIANGULAR_SIDE = 256
 
 
 class _Argument(NamedTuple):
@@ -180,7 +182,13 @@ def _cayley_half(norm: float, argument: _Argument) -> Tensor:
         return torch.linalg.inv_ex(system).inverse
     definite = argument.square * -0.25
     definite.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(definite).L)
+    lower = torch.linalg.cholesky_ex(definite).L
+    if definite.shape[-1] >= _TRIANGULAR_SIDE:
+        half = argument.skew * 0.5
+        half.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        half = torch.linalg.solve_triangular(lower.mT, half, upper=True, left=False)
+        return torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+    inverse = torch.cholesky_inverse(lower)
     return add_product(inverse, argument.skew, inverse, scale=0.5)
 
 
