@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -135,7 +135,7 @@ def _apply(
 
     args, kwargs = fx.map_arg(node.args, stand_in), fx.map_arg(node.kwargs, stand_in)
     if not inputs and _is_cast(node):  # to the type of an input: here everything is computed in float64
-        return as_double(args[0])
+        return as_double(cast(Tensor, args[0]))
     if not inputs or _is_size(node):
         return _unvarying(node, values)
     path, kind, rule = _described(node, originals)

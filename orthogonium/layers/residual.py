@@ -14,7 +14,7 @@ from orthogonium.layers.conv_transposed import _TRANSPOSED
 
 
 class ConvexResidual(nn.Module):
-    """``(1 − α) s(x) + α f(x)`` with a learnt ``α`` in (0, 1): 1-Lipschitz if the branch ``f`` and the shortcut ``s`` are.
+    """``(1 − α) s(x) + α f(x)`` with a learnt ``α`` in (0, 1): 1-Lipschitz if branch ``f`` and shortcut ``s`` are.
 
     A plain sum ``x + f(x)`` has a Lipschitz constant of up to two, and doubles distances block after block.
 

@@ -106,16 +106,13 @@ def _interpolation(start: Any, end: Any, weight: Any) -> Response:
     """``(1 − w) start + w end``. torch computes it from the nearer end, which adds at most half the difference."""
     if isinstance(weight, Variable):
         raise Refused("interpolates by a weight that depends on the network's input, a product of two such")
-    shares = (
-        _finite(weight).flatten()
-        if isinstance(weight, Tensor)
-        else torch.tensor([number(weight, "weight")], dtype=torch.float64)
-    )
+    weight = weight if isinstance(weight, Tensor) else torch.tensor(number(weight, "weight"), dtype=torch.float64)
+    shares = _finite(weight).flatten()
     rest = 1 - shares
     if not all(Fraction(r) == 1 - Fraction(w) for r, w in zip(rest.tolist(), shares.tolist(), strict=True)):
         rest = rest * (1 + 2.0**-52) + 2.0**-60
     parts = ((start, float(rest.abs().max())), (end, float(shares.abs().max())))
-    factors = _spread(start, end, *([weight] if isinstance(weight, Tensor) and weight.ndim else []))
+    factors = _spread(start, end, *([weight] if weight.ndim else []))
     varying = [share for operand, share in parts if isinstance(operand, Variable)]
     norms = tuple(times_up(share, factor) for share, factor in zip(varying, factors, strict=True))
     offset = sum(_sizes_of(o, "end")[0] for o, _ in parts if not isinstance(o, Variable))

@@ -17,7 +17,7 @@ from orthogonium.layers import InvertibleDownsampling2d, InvertibleUpsampling2d
 from orthogonium.layers.normalization import BatchCentering, LayerCentering, LipschitzBatchNorm
 from orthogonium.layers.pooling import _L2NormPool, _ScaledAvgPool
 from orthogonium.layers.recurrent import OrthoGRU, OrthoLSTM, OrthoRNN
-from orthogonium.layers.residual import SLLLinear, _SLL, _SLLConv
+from orthogonium.layers.residual import _SLL, SLLLinear, _SLLConv
 from orthogonium.linalg import absolute_kernel_norm_bound, spectral_norm_bound
 from orthogonium.linalg._rounding import TINY, UP, gamma
 
@@ -35,7 +35,7 @@ def _scaled_average(module: _ScaledAvgPool, x: Variable) -> Response:
 
 @lipschitz_rule(_L2NormPool, fresh=True)
 def _norm_pool(module: _L2NormPool, x: Variable) -> Response:
-    """Each window's norm moves at most as far as the window does. Small squares underflow, by less than the constant."""
+    """A window's norm moves at most as far as the window. Small squares underflow, by less than the constant."""
     _check_sides(x, module._dims)
     window = math.prod(module.kernel_size)
     return Response(1.0, Rounding(window + 8, 1.0, constant=2.0**-60 * window))
@@ -134,25 +134,32 @@ def _block(module: _SLL, absolute: Tensor, norm: Any) -> Response:
     lipschitz = max(1.0, math.nextafter(largest - 1, math.inf))
     # What rounding does to a step is relative to |W| |W|ᵀ, which cancellation may leave far above W Wᵀ.
     alive = steps > 0
-    cancelled = torch.where(alive, (absolute * q).sum(-1) / (gram * q).sum(-1), 1.0)
+    inflated = torch.where(alive, (absolute * q).sum(-1) / (gram * q).sum(-1), 1.0)
     spans, sizes = float(-logarithms.min()), torch.where(alive, steps, 1.0)
     fits = spans <= _RANGE and float(sizes.min()) >= _FAINT and float(sizes.max()) <= _HUGE
     fits = fits and bool((alive | ~weight.flatten(1).any(1)).all())
     if not fits:
         return Response(lipschitz)
-    in_steps = math.ceil(float(cancelled.max()) * _UP) * reads + hidden * inner + 2 * (math.ceil(spans) + 10) + 6
-    scaled = weight.abs() * steps.sqrt().view(-1, *(1,) * (weight.ndim - 1)) * UP
-    size = 1 + norm(scaled) ** 2 * _UP
-    shift = (weight.abs().flatten(2).sum(-1) if weight.ndim > 2 else weight.abs()).mT @ (steps * module.bias.abs())
-    terms = reads + hidden * math.prod(weight.shape[2:]) + 8 + 2 * in_steps
-    return Response(lipschitz, Rounding(terms, size, vector_norm(shift) * _UP, shift.numel()))
+    in_steps = 2 * (math.ceil(float(inflated.max()) * _UP) * reads + hidden * inner + 2 * (math.ceil(spans) + 10) + 6)
+    terms = reads + hidden * math.prod(weight.shape[2:]) + 8
+    if in_steps > 2**22:  # a rounding of one half in float32
+        return Response(lipschitz)
+    # γ_t a + γ_s b ≤ γ_(s+t) (t a + s b) / (s + t): sums grow with |W|, steps with Wᵀ S W; 1.5 for both at once
+    roots = steps.sqrt() * UP
+    sums = 1 + norm(weight.abs() * roots.view(-1, *(1,) * (weight.ndim - 1)) * UP) ** 2 * _UP
+    constant = (weight.abs().flatten(2).sum(-1) if weight.ndim > 2 else weight.abs()).mT @ (steps * module.bias.abs())
+    scaled_bias = vector_norm(roots * module.bias) * math.sqrt(largest) * _UP
+    share = in_steps / (terms + in_steps)
+    absolute_norm = (1.5 * (1 - share) * sums + share * largest) * _UP
+    offset = (1.5 * (1 - share) * vector_norm(constant) + share * scaled_bias) * _UP
+    return Response(lipschitz, Rounding(terms + in_steps, absolute_norm, offset, constant.numel()))
 
 
 @lipschitz_rule(OrthoRNN, OrthoLSTM, OrthoGRU)
 def _recurrent(module: Any, *inputs: Any) -> Response:
     gated = "multiplies states by gates that depend on the input, and " if not isinstance(module, OrthoRNN) else ""
     raise Refused(
-        f"{gated}returns a sequence and a state that has read all of it: its slope depends on the state and on how many "
-        f"steps it takes, whatever the norm of its matrices. Certify the layers after it, from features that you take "
-        f"as the input"
+        f"{gated}returns a sequence and a state that has read all of it: its slope depends on the state and on how "
+        f"many steps it takes, whatever the norm of its matrices. Certify the layers after it, from features that you "
+        f"take as the input"
     )
