@@ -150,7 +150,7 @@ def test_every_public_name_is_in_the_api_pages():
     internal = {"constrain", "in_working_precision"}
     constants = {name for name in public if name.isupper()}
     assert public - internal - constants <= documented
-    assert constants - {"MODELS", "RECIPES"} <= listed
+    assert constants - {"MODELS", "RECIPES"} <= listed | documented
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
