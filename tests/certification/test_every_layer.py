@@ -115,3 +115,13 @@ def test_no_certificate_where_numbers_would_leave_float32():
         assert og.lipschitz_bound(layer.eval(), (6,)).bound <= 1 + 1e-9
         with pytest.raises(TypeError, match="nothing is known about its rounding"):
             og.certify(layer, torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("pool", [og.L2NormPool1d(4), nn.LPPool1d(2, 4)], ids=str)
+def test_squares_that_overflow_or_vanish_certify_nothing(pool):
+    model = nn.Sequential(pool, nn.Flatten()).eval()
+    x = torch.tensor([[[4.0] * 4 + [1.0] * 4]]) * torch.tensor([1e20, 1e-30, 1.0]).view(3, 1, 1)
+    assert model(x)[0].isinf().any()
+    narrow = og.certify(model, x, precision=torch.float32)
+    assert narrow.holds().tolist() == [False, False, True]
+    assert og.certify(model, x).holds().tolist() == [True, False, True]

@@ -193,4 +193,4 @@ def _norm(x: Variable, *args: Any, **kwargs: Any) -> Response:
     if order not in (2, 2.0):
         raise Refused(f"is the norm of order {order!r}; the one of order 2 is known")
     count = x.length(*_axes(x, given.get("dim")))
-    return Response(1.0, Rounding(count + 4, 1.0))
+    return Response(1.0, Rounding(count + 4, 1.0, constant=2.0**-60 * count, squares=True))

@@ -38,7 +38,7 @@ def _norm_pool(module: _L2NormPool, x: Variable) -> Response:
     """A window's norm moves at most as far as the window. Small squares underflow, by less than the constant."""
     _check_sides(x, module._dims)
     window = math.prod(module.kernel_size)
-    return Response(1.0, Rounding(window + 8, 1.0, constant=2.0**-60 * window))
+    return Response(1.0, Rounding(window + 8, 1.0, constant=2.0**-60 * window, squares=True))
 
 
 def _check_sides(x: Variable, dims: int) -> None:
@@ -152,7 +152,9 @@ def _block(module: _SLL, absolute: Tensor, norm: Any) -> Response:
     share = in_steps / (terms + in_steps)
     absolute_norm = (1.5 * (1 - share) * sums + share * largest) * _UP
     offset = (1.5 * (1 - share) * vector_norm(constant) + share * scaled_bias) * _UP
-    return Response(lipschitz, Rounding(terms + in_steps, absolute_norm, offset, constant.numel()))
+    # what underflows in W x is multiplied by ‖Wᵀ S‖ ≤ √(m S), below 2³¹ here; S W x may be that much above the result
+    lost = 2.0**-90 * (terms + in_steps) * hidden
+    return Response(lipschitz, Rounding(terms + in_steps, absolute_norm, offset, constant.numel(), lost, squares=True))
 
 
 @lipschitz_rule(OrthoRNN, OrthoLSTM, OrthoGRU)

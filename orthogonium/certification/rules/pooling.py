@@ -213,4 +213,5 @@ def _power_pool_layer(module: Any, x: Variable) -> Response:
     steps = spans if module.stride is None else sizes(module.stride, dims)
     norm = sqrt_up(math.prod(map(most_windows, spans, steps)))
     # squares underflow below the square root of the smallest number
-    return Response(norm, Rounding(2 * math.prod(spans) + 8, norm, constant=2.0**-60 * math.prod(spans)))
+    window = math.prod(spans)
+    return Response(norm, Rounding(2 * window + 8, norm, constant=2.0**-60 * window, squares=True))
