@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from orthogonium import layers as og
 from orthogonium.certification import lipschitz_bound, plain_network
 
 if TYPE_CHECKING:
@@ -207,7 +208,11 @@ def kernels(
 def layers(
     max_features: int = 8, max_side: int = 6, dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64)
 ) -> "SearchStrategy[tuple[nn.Module, tuple[int, ...]]]":
-    """A hypothesis strategy: plain linear and convolution layers of torch, each with the shape of one input."""
+    """A hypothesis strategy: layers as training may leave them, each with the shape of one input.
+
+    Plain linear and convolution layers of torch, and this library's pooling, normalisation, shuffles and residual
+    blocks, with random parameters and statistics, in evaluation mode.
+    """
     from hypothesis import strategies as st
 
     features, seeds = st.integers(1, max_features), st.integers(0, 2**31 - 1)
@@ -216,9 +221,11 @@ def layers(
     small, sides = st.integers(1, 3), st.tuples(st.integers(3, max_side), st.integers(3, max_side))
     mode = st.sampled_from(["zeros", "circular", "reflect", "replicate"])
     groups = st.integers(1, 2)
-    return linear | st.builds(
+    kin = st.builds(_kin, st.sampled_from(sorted(_KIN)), small, small, small, sides, flags, dtype, seeds)
+    convolution = st.builds(
         _convolution, small, small, small, small, st.integers(0, 2), groups, mode, sides, dtype, seeds
     )
+    return linear | convolution | kin
 
 
 def _exponents(limit: float, both_signs: bool = False) -> "SearchStrategy[float]":
@@ -247,8 +254,10 @@ def _kernel(
 def _drawn(layer: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        for name, value in (*layer.named_parameters(), *layer.named_buffers()):
+            if value.is_floating_point():
+                drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+                value.copy_(drawn.square() if name.endswith("running_var") else drawn)
     return layer.eval()
 
 
@@ -272,3 +281,35 @@ def _convolution(
         inner * groups, outer * groups, kernel, stride, padding, groups=groups, padding_mode=mode, dtype=dtype
     )
     return _drawn(layer, seed), (inner * groups, *sides)
+
+
+# Each takes (channels, kernel or factor, hidden, sides, a flag) and gives a layer and the shape of one input.
+_KIN: dict[str, Any] = {
+    "ScaledAvgPool2d": lambda c, k, h, sides, flag: (og.ScaledAvgPool2d(k), (c, *sides)),
+    "ScaledAvgPool1d": lambda c, k, h, sides, flag: (og.ScaledAvgPool1d(k), (c, sides[0])),
+    "ScaledAvgPool3d": lambda c, k, h, sides, flag: (og.ScaledAvgPool3d((k, 1, h)), (c, 3, 2, 3)),
+    "L2NormPool1d": lambda c, k, h, sides, flag: (og.L2NormPool1d(k), (c, sides[0])),
+    "L2NormPool2d": lambda c, k, h, sides, flag: (og.L2NormPool2d(k), (c, *sides)),
+    "L2NormPool3d": lambda c, k, h, sides, flag: (og.L2NormPool3d((k, 1, h)), (c, 3, 2, 3)),
+    "InvertibleDownsampling2d": lambda c, k, h, sides, flag: (og.InvertibleDownsampling2d((k, h)), (c, 2 * k, h)),
+    "InvertibleUpsampling2d": lambda c, k, h, sides, flag: (og.InvertibleUpsampling2d((k, h)), (c * k * h, *sides)),
+    "BatchCentering": lambda c, k, h, sides, flag: (og.BatchCentering(c, bias=flag), (c, *sides)),
+    "LipschitzBatchNorm": lambda c, k, h, sides, flag: (og.LipschitzBatchNorm(c, bias=flag), (c, *sides)),
+    "LayerCentering": lambda c, k, h, sides, flag: (og.LayerCentering(sides, bias=flag), (c, *sides)),
+    "ConvexResidual": lambda c, k, h, sides, flag: (og.ConvexResidual(nn.Linear(c, c, flag)), (h, c)),
+    "SLLLinear": lambda c, k, h, sides, flag: (og.SLLLinear(c, h), (k, c)),
+    "SLLConv1d": lambda c, k, h, sides, flag: (og.SLLConv1d(c, h, 2 * k - 1, _mode(flag)), (c, 3)),
+    "SLLConv2d": lambda c, k, h, sides, flag: (og.SLLConv2d(c, h, 3, _mode(flag)), (c, *sides)),
+    "SLLConv3d": lambda c, k, h, sides, flag: (og.SLLConv3d(c, h, (3, 1, 3), _mode(flag)), (c, 3, 1, 3)),
+}
+
+
+def _mode(circular: bool) -> str:
+    return "circular" if circular else "zeros"
+
+
+def _kin(
+    name: str, channels: int, kernel: int, hidden: int, sides: tuple[int, int], flag: bool, dtype: Any, seed: int
+) -> tuple[nn.Module, tuple[int, ...]]:
+    layer, shape = _KIN[name](channels, kernel, hidden, sides, flag)
+    return _drawn(layer.to(dtype), seed), shape

@@ -77,7 +77,7 @@ def test_kernels_fit_a_convolution(drawn):
     assert nn.functional.conv1d(image, kernel, groups=groups).shape[1] == kernel.shape[0]
 
 
-@settings(max_examples=30)
+@settings(max_examples=80)
 @given(drawn=layers())
 def test_layers_have_the_bound_that_is_proved(drawn):
     layer, shape = drawn

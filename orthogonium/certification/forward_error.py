@@ -100,5 +100,6 @@ def _fresh(step: Step, rounding: Rounding, sizes: list[Tensor], arithmetic: Arit
     scale = scale + rounding.offset * math.sqrt(max(1.0, outputs / rounding.entries))
     lost = 4 * rounding.terms * arithmetic.smallest + rounding.constant
     fresh = kappa * scale + lost * math.sqrt(outputs)
-    overflows = scale > torch.finfo(arithmetic.dtype).max * 2.0**-20
+    limit = torch.finfo(arithmetic.dtype).max * 2.0**-20
+    overflows = scale > (math.sqrt(limit) if rounding.squares else limit)
     return torch.where(overflows, math.inf, fresh)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from orthogonium.certification.rules.registry import (
     Rule,
     Unknown,
     Variable,
+    as_double,
     plain_type,
     rule_for_function,
     rule_for_module,
@@ -133,6 +134,8 @@ def _apply(
         return holders[argument]
 
     args, kwargs = fx.map_arg(node.args, stand_in), fx.map_arg(node.kwargs, stand_in)
+    if not inputs and _is_cast(node):  # to the type of an input: here everything is computed in float64
+        return as_double(cast(Tensor, args[0]))
     if not inputs or _is_size(node):
         return _unvarying(node, values)
     path, kind, rule = _described(node, originals)
@@ -184,6 +187,15 @@ def _is_size(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _SIZE_METHODS
     return node.target is getattr and node.args[1] in _SIZES
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a constant is brought to the type or the device that a tensor has."""
+    if node.op != "call_method" or node.target != "to":
+        return False
+    constant, *others = node.all_input_nodes
+    asked = [other for other in others if other.target is getattr and other.args[1] in ("dtype", "device")]
+    return constant.op == "get_attr" and asked == others
 
 
 def _unvarying(node: fx.Node, values: list[dict[fx.Node, Any]] | None) -> Any:

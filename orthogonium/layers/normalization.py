@@ -52,6 +52,7 @@ class BatchCentering(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, features: Tensor) -> Tensor:
+        features = features.unflatten(1, (self.num_features,))  # no broadcasting of other sizes
         mean = self._mean(features)
         shift = mean if self.bias is None else mean - self.bias
         return (features.transpose(1, -1) - shift).transpose(1, -1)
@@ -124,6 +125,7 @@ class LipschitzBatchNorm(BatchCentering):
         return found / found.abs().amax().clamp_min(1.0)
 
     def forward(self, features: Tensor) -> Tensor:
+        features = features.unflatten(1, (self.num_features,))  # no broadcasting of other sizes
         mean = self._mean(features)
         scaled = (features.transpose(1, -1) - mean) * self.factors()
         return (scaled if self.bias is None else scaled + self.bias).transpose(1, -1)

@@ -14,13 +14,15 @@ from orthogonium.layers.conv_transposed import _TRANSPOSED
 
 
 class ConvexResidual(nn.Module):
-    """``(1 − α) x + α f(x)`` with a learnt ``α`` in (0, 1): 1-Lipschitz if the branch ``f`` is.
+    """``(1 − α) s(x) + α f(x)`` with a learnt ``α`` in (0, 1): 1-Lipschitz if branch ``f`` and shortcut ``s`` are.
 
     A plain sum ``x + f(x)`` has a Lipschitz constant of up to two, and doubles distances block after block.
 
     Args:
-        branch: a module with outputs of its input's shape.
+        branch: a module; without a shortcut, with outputs of its input's shape.
         alpha: where ``α`` starts, in (0, 1).
+        shortcut: a module with outputs of the branch's shape, such as a convolution with a stride; ``None`` is the
+            identity.
 
     Shape:
         as the branch.
@@ -29,11 +31,12 @@ class ConvexResidual(nn.Module):
         ValueError: ``alpha`` outside (0, 1).
     """
 
-    def __init__(self, branch: nn.Module, alpha: float = 0.5) -> None:
+    def __init__(self, branch: nn.Module, alpha: float = 0.5, shortcut: nn.Module | None = None) -> None:
         super().__init__()
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must be in (0, 1), got {alpha}")
         self.branch = branch
+        self.shortcut = shortcut
         self.logit = nn.Parameter(torch.tensor(math.log(alpha / (1 - alpha))))
 
     @property
@@ -42,7 +45,8 @@ class ConvexResidual(nn.Module):
         return torch.sigmoid(self.logit)
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.lerp(features, self.branch(features), torch.sigmoid(self.logit).to(features.dtype))
+        direct = features if self.shortcut is None else self.shortcut(features)
+        return torch.lerp(direct, self.branch(features), torch.sigmoid(self.logit).to(features.dtype))
 
 
 class _SLL(nn.Module):
@@ -66,10 +70,14 @@ class _SLL(nn.Module):
                 self.bias.zero_()
                 self.log_q.zero_()
 
+    def _interactions(self) -> Tensor:
+        """``(hidden, hidden)``: how strongly hidden units overlap, at most, over all shifts."""
+        raise NotImplementedError
+
     def _steps(self, interactions: Tensor) -> Tensor:
         """``2 / T`` with ``T_i = Σ_j |Wᵀ W|_ij q_j / q_i``, zero where a hidden unit reads nothing."""
         q = torch.exp(self.log_q - self.log_q.detach().amax())
-        total = (interactions.abs() * q).sum(-1) / q
+        total = (interactions * q).sum(-1) / q
         return torch.where(total > 0, 2 / torch.where(total > 0, total, 1.0), 0.0)
 
 
@@ -106,8 +114,11 @@ class SLLLinear(_SLL):
         self.features, self.hidden = features, hidden
         self._make((hidden, features), device, dtype)
 
+    def _interactions(self) -> Tensor:
+        return (self.weight @ self.weight.mT).abs()
+
     def forward(self, input: Tensor) -> Tensor:
-        active = F.relu(F.linear(input, self.weight, self.bias)) * self._steps(self.weight @ self.weight.mT)
+        active = F.relu(F.linear(input, self.weight, self.bias)) * self._steps(self._interactions())
         return input - F.linear(active, self.weight.mT)
 
     def extra_repr(self) -> str:
@@ -140,13 +151,20 @@ class _SLLConv(_SLL):
         self.padding_mode = padding_mode
         self._make((hidden, channels, *self.kernel_size), device, dtype)
 
+    def _interactions(self) -> Tensor:
+        return self._overlaps(self.weight)
+
+    def _overlaps(self, weight: Tensor) -> Tensor:
+        convolution: Any = _CONVOLUTIONS[self._dims]
+        overlaps: Tensor = convolution(weight, weight, padding=tuple(k - 1 for k in self.kernel_size))
+        return overlaps.abs().flatten(2).sum(-1)
+
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, channels, *sides)``, and the same after."""
         half = tuple(k // 2 for k in self.kernel_size)
         convolution: Any = _CONVOLUTIONS[self._dims]
         transposed: Any = _TRANSPOSED[self._dims]
-        overlaps = convolution(self.weight, self.weight, padding=tuple(k - 1 for k in self.kernel_size))
-        steps = self._steps(overlaps.abs().flatten(2).sum(-1)).view(-1, *(1,) * self._dims)
+        steps = self._steps(self._interactions()).view(-1, *(1,) * self._dims)
         if self.padding_mode == "zeros":
             active = F.relu(convolution(input, self.weight, self.bias, padding=half)) * steps
             return input - transposed(active, self.weight, padding=half)

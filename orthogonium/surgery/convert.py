@@ -47,7 +47,8 @@ def convert(
             predicate of path and module. Default: all, and none.
         init: ``"project"`` starts from an orthogonal weight near the present one, ``"reset"`` from one drawn uniformly.
         swaps: by exact class, what makes another module from one of that class, or ``None`` to leave it; for example
-            ``{nn.ReLU: lambda old: og.MaxMin()}`` or :data:`orthogonium.surgery.LIPSCHITZ_SWAPS`.
+            ``{nn.ReLU: lambda old: og.MaxMin()}`` or :data:`orthogonium.surgery.LIPSCHITZ_SWAPS`. Children come before
+            parents, so what makes a new block finds the old one's parts swapped already.
         input_shape: of one input, where bounds depend on it.
 
     Returns:
@@ -124,7 +125,7 @@ def _draw(site: Site, weight: Tensor) -> None:
 
 def _swap(model: nn.Module, swaps: Swaps, include: Pattern, exclude: Pattern) -> list[Change]:
     rows = []
-    for module, paths in named_modules(model).items():
+    for module, paths in reversed(named_modules(model).items()):  # children first: a parent's swap may take them over
         make = swaps.get(type(module))
         if make is None or not selects(include, exclude, paths, module):
             continue
@@ -143,5 +144,6 @@ def _swap(model: nn.Module, swaps: Swaps, include: Pattern, exclude: Pattern) ->
         for path in paths:
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, new)
-        rows.append(Change(paths[0], kind, (), "swapped", f"for {new}"))
-    return rows
+        made = str(new) if next(new.children(), None) is None else type(new).__name__
+        rows.append(Change(paths[0], kind, (), "swapped", f"for {made}"))
+    return rows[::-1]

@@ -49,6 +49,31 @@ def instance2d():
     return layer
 
 
+def trained(layer, seed=0, dtype=torch.float32):
+    """With parameters and running statistics as training leaves them: none at its start."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in (*layer.named_parameters(), *layer.named_buffers()):
+        if value.is_floating_point():
+            drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            value.data = (drawn.square() + 0.01 if name.endswith("var") else drawn).to(dtype)
+    return layer
+
+
+def cancelling(layer):
+    """Hidden units that almost oppose each other tap by tap, of scales far apart."""
+    with torch.no_grad():
+        layer.weight.view(layer.weight.shape[0], -1)[1::2] *= -1
+        layer.weight.add_(layer.weight.roll(1, 0), alpha=1 - 1e-3)
+        layer.weight[0] *= 1e-5
+        layer.log_q.copy_(torch.linspace(-20, 20, len(layer.log_q)))
+    return layer
+
+
+def convex(branch, alpha=0.3, **options):
+    return og.ConvexResidual(branch, alpha, **options)
+
+
+BOTH, MODES = (torch.float32, torch.float64), ("circular", "zeros")
 # (module, shape of one input). Tight: the constant is the norm of the operator to 1e-6 (to 1.05 for convolutions).
 LINEAR = [
     *((nn.Linear(7, 5, bias=b), (7,)) for b in (True, False)),
@@ -94,6 +119,19 @@ LINEAR = [
     (call("torch.cat([x, x.mul(3)], dim=1)"), (5,)),
     (call("x[:, :, None] * torch.ones(4)"), (5,)),
     (call("x[:, :1] + torch.zeros(4)"), (5,)),
+    *((og.ScaledAvgPool1d(k), LINE) for k in (1, 3, 4)),
+    *((og.ScaledAvgPool2d(k), IMAGE) for k in (2, (3, 1), (1, 7))),
+    *((og.ScaledAvgPool3d(k), VOLUME) for k in (2, (1, 3, 2))),
+    *((og.InvertibleDownsampling2d(f), (2, 6, 4)) for f in (2, (3, 1))),
+    *((og.InvertibleUpsampling2d(f), (6, 2, 3)) for f in ((2, 3), (1, 2))),
+    *((trained(og.BatchCentering(2, bias=b), dtype=t), s) for b in (True, False) for t in BOTH for s in (IMAGE, (2,))),
+    *((trained(og.LayerCentering(n, bias=b)), s) for b in (True, False) for n, s in ((7, (3, 7)), ((6, 7), IMAGE))),
+    (trained(og.LayerCentering((2, 6, 7)).double()), IMAGE),
+    (trained(og.LayerCentering(1)), (4, 1)),
+    *((trained(og.LipschitzBatchNorm(2, bias=b), n, t), IMAGE) for b in (True, False) for n in (0, 3) for t in BOTH),
+    *((trained(og.LipschitzBatchNorm(5, eps=100.0), dtype=t), (5,)) for t in BOTH),
+    *((call(f"torch.lerp(x, x @ torch.eye(7), {w})"), (7,)) for w in (0.0, 0.25, 1.0, "torch.tensor(0.7)")),
+    (call("torch.lerp(x, torch.ones(7), 0.3)"), (7,)),
 ]
 BOUNDED = [  # linear, but the constant may exceed the norm
     *((nn.Conv1d(2, 3, k, s, p, d), LINE) for k, s, p, d in ((3, 1, 1, 1), (2, 2, 0, 1), (3, 2, 2, 2), (4, 3, 1, 1))),
@@ -121,6 +159,11 @@ BOUNDED = [  # linear, but the constant may exceed the norm
     (call("F.conv_transpose1d(x, K[:2, :, 0])"), LINE),
     (call("torch.cat([x[:, 1:], x[:, :4]], 1)"), (7,)),
     (call("x.chunk(2, 1)[0] + x.chunk(2, 1)[1]"), (8,)),
+    *((convex(og.OrthoLinear(7, 7, dtype=t), a).to(t), (7,)) for a in (0.1, 0.5, 0.99) for t in BOTH),
+    (convex(nn.Conv2d(2, 2, 3, padding=1)), IMAGE),
+    (convex(og.OrthoConv2d(2, 8, 3, 2), shortcut=og.OrthoConv2d(2, 8, 2, 2)), (2, 6, 6)),
+    *((call(f"torch.lerp(x, F.linear(x, W), {w})"), (7,)) for w in (0.5, -1.5, 3, "torch.linspace(-1, 2, 7)")),
+    *((call(f"x.lerp(x[:, :1], {w})"), (5,)) for w in (0.2, "torch.ones(1)")),
 ]
 CURVED = [
     *((layer, (6,)) for layer in (nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(-2.0), nn.LeakyReLU())),
@@ -159,6 +202,17 @@ CURVED = [
     *((call(text), (6,)) for text in ("F.leaky_relu(x, -2.0)", "F.elu(x, 2.0)", "F.hardtanh(x)", "F.softplus(x, 2)")),
     *((call(text), (6,)) for text in ("F.celu(x, 0.5)", "F.threshold(x, 1, 1)", "F.softmax(x, 1)", "F.mish(x)")),
     *((call(text), (6,)) for text in ("F.log_softmax(x, dim=-1)", "x.softmax(1)", "F.hardswish(x)", "F.logsigmoid(x)")),
+    *((og.L2NormPool1d(k), LINE) for k in (1, 3, 4)),
+    *((og.L2NormPool2d(k), IMAGE) for k in (2, (3, 1), (2, 7))),
+    *((og.L2NormPool3d(k), VOLUME) for k in (2, (1, 3, 2))),
+    *((convex(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), a), (6,)) for a in (0.2, 0.8)),
+    *((trained(og.SLLLinear(6, h), dtype=t), (6,)) for h in (1, 3, 6, 9) for t in BOTH),
+    *((og.SLLLinear(7), s) for s in ((7,), (2, 7))),
+    *((trained(og.SLLConv1d(2, h, k, m), dtype=t), LINE) for h, k in ((3, 3), (1, 5)) for m in MODES for t in BOTH),
+    *((trained(og.SLLConv2d(2, h, k, m)), IMAGE) for h, k in ((2, 3), (5, (1, 5))) for m in MODES),
+    (trained(og.SLLConv2d(2, 3, 5)), (2, 2, 3)),
+    *((trained(og.SLLConv3d(1, 2, (3, 1, 3), m)), VOLUME) for m in MODES),
+    *((cancelling(trained(layer)), s) for layer, s in ((og.SLLLinear(6, 8), (6,)), (og.SLLConv1d(2, 4), LINE))),
     *((call(text), (6,)) for text in ("F.dropout(x, training=False)", "F.silu(x)", "F.gelu(x, approximate='tanh')")),
 ]
 CASES = [*((m, s, "linear") for m, s in LINEAR), *((m, s, "bounded") for m, s in BOUNDED)]

@@ -3,6 +3,7 @@
 from orthogonium.certification.rules import (  # noqa: F401
     activations,
     arithmetic,
+    kin,
     linear,
     normalization,
     padding,

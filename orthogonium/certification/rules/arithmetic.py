@@ -2,6 +2,7 @@
 
 import math
 import operator
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -100,6 +101,25 @@ def _quotient(left: Any, right: Any, *, rounding_mode: Any = None) -> Response:
     return Response(norm, Rounding(3, norm))
 
 
+@lipschitz_rule(torch.lerp, "lerp", fresh=True)
+def _interpolation(start: Any, end: Any, weight: Any) -> Response:
+    """``(1 − w) start + w end``. torch computes it from the nearer end, which adds at most half the difference."""
+    if isinstance(weight, Variable):
+        raise Refused("interpolates by a weight that depends on the network's input, a product of two such")
+    weight = weight if isinstance(weight, Tensor) else torch.tensor(number(weight, "weight"), dtype=torch.float64)
+    shares = _finite(weight).flatten()
+    rest = 1 - shares
+    if not all(Fraction(r) == 1 - Fraction(w) for r, w in zip(rest.tolist(), shares.tolist(), strict=True)):
+        rest = rest * (1 + 2.0**-52) + 2.0**-60
+    parts = ((start, float(rest.abs().max())), (end, float(shares.abs().max())))
+    factors = _spread(start, end, *([weight] if weight.ndim else []))
+    varying = [share for operand, share in parts if isinstance(operand, Variable)]
+    norms = tuple(times_up(share, factor) for share, factor in zip(varying, factors, strict=True))
+    offset = sum(_sizes_of(o, "end")[0] for o, _ in parts if not isinstance(o, Variable))
+    largest = max(1.0, *(share for _, share in parts))
+    return Response(norms, Rounding(6, tuple(2 * largest * factor for factor in factors), 2 * largest * offset))
+
+
 @lipschitz_rule(operator.neg, operator.pos, operator.abs)
 def _sign(x: Variable) -> Response:
     return Response(1.0, EXACT)
@@ -173,4 +193,4 @@ def _norm(x: Variable, *args: Any, **kwargs: Any) -> Response:
     if order not in (2, 2.0):
         raise Refused(f"is the norm of order {order!r}; the one of order 2 is known")
     count = x.length(*_axes(x, given.get("dim")))
-    return Response(1.0, Rounding(count + 4, 1.0))
+    return Response(1.0, Rounding(count + 4, 1.0, constant=2.0**-60 * count, squares=True))

@@ -36,14 +36,14 @@ def _affine(norm: float, absolute: float, terms: int, bias: Tensor | None, matri
     return Response(norm, Rounding(terms + 1, absolute, offset, entries), matrix=matrix)
 
 
-def _check_features(x: Variable, features: int) -> None:
+def check_features(x: Variable, features: int) -> None:
     if x.shape is not None and (len(x.shape) < 2 or x.shape[-1] != features):
         raise Refused(f"takes (N, {features}), got {('N', *x.shape[1:])}. Reshape x, or put a Flatten first")
 
 
 @lipschitz_rule(nn.Linear, OrthoLinear, UnitNormLinear, fresh=True)
 def _linear_layer(module: nn.Linear, x: Variable) -> Response:
-    _check_features(x, module.in_features)
+    check_features(x, module.in_features)
     return _affine(*module_norms(module, None), module.in_features, module.bias, module.weight.detach())
 
 
@@ -54,7 +54,7 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Response:
             "has a weight or bias that depends on the network's input: a product of two such is not Lipschitz"
         )
     weight = weight if weight.ndim == 2 else weight[None]
-    _check_features(x, weight.shape[1])
+    check_features(x, weight.shape[1])
     return _affine(*matrix_norms(weight), weight.shape[1], bias, weight.detach())
 
 
@@ -70,14 +70,14 @@ def _matmul(left: Any, right: Any) -> Response:
             raise Refused("multiplies the batch from the left, which mixes it. Use x @ matrix.T")
         matrix = matrix.mT
     elif x.shape is not None:
-        _check_features(x, matrix.shape[0])
+        check_features(x, matrix.shape[0])
     norm, absolute = matrix_norms(matrix)
     return Response(norm, Rounding(matrix.shape[0] + 1, absolute), matrix=matrix.mT.detach() if x is left else None)
 
 
 @lipschitz_rule(*_CONVOLUTIONS, fresh=True)
 def _convolution_layer(module: nn.modules.conv._ConvNd, x: Variable, output_size: Any = None) -> Response:
-    _check_image(x, module.in_channels, len(module.stride))
+    check_image(x, module.in_channels, len(module.stride))
     if output_size is not None:
         raise Refused("is called with output_size. Use output_padding")
     norm, absolute = module_norms(module, None if x.shape is None else x.shape[1:])
@@ -86,7 +86,7 @@ def _convolution_layer(module: nn.modules.conv._ConvNd, x: Variable, output_size
     return _affine(norm, absolute, taps, module.bias)
 
 
-def _check_image(x: Variable, channels: int, dims: int) -> None:
+def check_image(x: Variable, channels: int, dims: int) -> None:
     if x.shape is not None and (len(x.shape) != dims + 2 or x.shape[1] != channels):
         raise Refused(f"takes (N, {channels}, {dims} sides), got {('N', *x.shape[1:])}")
 
@@ -103,7 +103,7 @@ def _convolution(
 ) -> Response:
     if not isinstance(x, Variable) or isinstance(weight, Variable) or isinstance(bias, Variable):
         raise Refused("has a kernel or bias that depends on the network's input: such a product is not Lipschitz")
-    _check_image(x, weight.shape[1] * groups, weight.ndim - 2)
+    check_image(x, weight.shape[1] * groups, weight.ndim - 2)
     geometry = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
     norm, absolute = kernel_norms(weight.detach(), image_size=None if x.shape is None else x.shape[2:], **geometry)
     return _affine(norm, absolute, weight[0].numel(), bias)
@@ -122,7 +122,7 @@ def _transposed(
 ) -> Response:
     if not isinstance(x, Variable) or isinstance(weight, Variable) or isinstance(bias, Variable):
         raise Refused("has a kernel or bias that depends on the network's input: such a product is not Lipschitz")
-    _check_image(x, weight.shape[0], weight.ndim - 2)
+    check_image(x, weight.shape[0], weight.ndim - 2)
     geometry = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
     geometry |= {"transposed": True, "output_padding": output_padding}
     norm, absolute = kernel_norms(weight.detach(), image_size=None if x.shape is None else x.shape[2:], **geometry)

@@ -26,7 +26,7 @@ def impulses(function: Callable[[Tensor], Tensor], side: int) -> Tensor:
     return function(torch.eye(side, dtype=torch.float64)[:, None]).flatten(1).mT
 
 
-def _sides(x: Variable, dims: int) -> tuple[int, ...]:
+def image_sides(x: Variable, dims: int) -> tuple[int, ...]:
     shape = x.known_shape("count windows")
     if len(shape) != dims + 2:
         raise Refused(f"takes (N, channels, {dims} sides), got {('N', *shape[1:])}")
@@ -102,7 +102,7 @@ def _average_pool(
         norm = times_up(sqrt_up(math.prod(parts) * (1 + 2.0**-48)), scale) if math.prod(parts) != 1 else scale
     else:
         matrices = []
-        for side, k, s, p in zip(_sides(x, dims), spans, steps, pads, strict=True):
+        for side, k, s, p in zip(image_sides(x, dims), spans, steps, pads, strict=True):
 
             def pool(eye: Tensor, k: int = k, s: int = s, p: int = p) -> Tensor:
                 options = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
@@ -143,7 +143,7 @@ _register_average_pool(3, F.avg_pool3d)
 
 
 def _adaptive_matrices(x: Variable, dims: int, output_size: Any) -> list[Tensor]:
-    sides = _sides(x, dims)
+    sides = image_sides(x, dims)
     wanted = (output_size,) * dims if output_size is None or isinstance(output_size, int) else tuple(output_size)
     matrices = []
     for side, out in zip(sides, wanted, strict=True):
@@ -213,4 +213,5 @@ def _power_pool_layer(module: Any, x: Variable) -> Response:
     steps = spans if module.stride is None else sizes(module.stride, dims)
     norm = sqrt_up(math.prod(map(most_windows, spans, steps)))
     # squares underflow below the square root of the smallest number
-    return Response(norm, Rounding(2 * math.prod(spans) + 8, norm, constant=2.0**-60 * math.prod(spans)))
+    window = math.prod(spans)
+    return Response(norm, Rounding(2 * window + 8, norm, constant=2.0**-60 * window, squares=True))

@@ -30,6 +30,7 @@ class Rounding:
         absolute: per input, a bound on the operator norm of the absolute values of the map.
         offset, entries: the norm of what is added to ``entries`` output entries, as a bias is, and again to the others.
         constant: an error per output entry that does not depend on the precision.
+        squares: numbers on the way may be as large as squares of the inputs, and overflow earlier than the result.
     """
 
     terms: int = 0
@@ -37,6 +38,7 @@ class Rounding:
     offset: float = 0.0
     entries: int = 1
     constant: float = 0.0
+    squares: bool = False
 
 
 EXACT = Rounding()
