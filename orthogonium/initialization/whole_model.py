@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.initialization._elementwise import NAMED, ActivationLike, as_elementwise
-from orthogonium.initialization._filling import CONVOLUTIONS, KINDS, Convolution, Draw
+from orthogonium.initialization._filling import KINDS, Draw
 from orthogonium.initialization.critical import FixedPoint, critical_point, warn_if_unstable
 from orthogonium.initialization.gains import check_depth
 from orthogonium.initialization.mean_field import check_scales
 from orthogonium.initialization.mirrored import odd_slope
-from orthogonium.initialization.recurrent import HORIZON, RECURRENT, initialize_recurrent, is_gated, own_activation
+from orthogonium.initialization.recurrent import HORIZON, initialize_recurrent, is_gated, own_activation
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS, RECURRENT, Convolution
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium._checks import check_count
-from orthogonium.layers._targets import default_blocks
 from orthogonium.layers.constrain import orthogonal
 from orthogonium.layers.linear import _rebuild
 from orthogonium.linalg import qr_orthogonalize
+from orthogonium.parametrizations.torch_weights import stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 
@@ -30,8 +30,7 @@ class _OrthoRecurrent(nn.RNNBase):
         self.ortho_params, self.constrain_inputs, self.time_scale = ortho_params, constrain_inputs, time_scale
         kinds = ("weight_hh", "weight_hr", "weight_ih") if constrain_inputs else ("weight_hh", "weight_hr")
         self._constrained = [name for name in self._flat_weights_names if name.startswith(kinds)]
-        # how many blocks: known while the weight is a parameter
-        self._blocks = {name: default_blocks(self, name) for name in self._constrained}
+        self._blocks = {name: stacked_blocks(self, name, getattr(self, name).shape[0]) for name in self._constrained}
         self.reset_parameters()
         for name in self._constrained:
             orthogonal(self, name, ortho_params)

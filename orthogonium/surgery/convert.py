@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from orthogonium.layers._targets import default_blocks, kernel_plan
 from orthogonium.layers.constrain import almost_orthogonal, constrain_kernel, orthogonal, share_constraint
 from orthogonium.linalg import qr_orthogonalize
 from orthogonium.parametrizations import draw_parts
+from orthogonium.parametrizations.torch_weights import kernel_plan, stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 from orthogonium.surgery.bounds import network_bound
 from orthogonium.surgery.report import Change, ConversionReport
@@ -117,7 +117,7 @@ def _draw(site: Site, weight: Tensor) -> None:
                 plan = kernel_plan(site.module)
                 weight.copy_(plan.assemble(*draw_parts(plan, weight.device, weight.dtype)))
             return
-        blocks = default_blocks(site.module, site.weight_name)
+        blocks = stacked_blocks(site.module, site.weight_name, weight.shape[0])
         draw = torch.randn(weight.shape, dtype=torch.float32, device=weight.device).unflatten(0, (blocks, -1))
         weight.copy_(qr_orthogonalize(draw).flatten(0, 1))
 

@@ -47,7 +47,7 @@ def orthogonalize_model(
     - Linear layers: the polar factor, with orthonormal rows or columns, whichever are fewer.
     - Recurrent layers and cells: each gate on its own, input-to-hidden and hidden-to-hidden. One projection of the
       stacked gates would shrink each of them, and with them what a state remembers.
-    - Attention: queries, keys and values on their own, and the output projection.
+    - Attention: queries, keys and values head by head, and the output projection.
     - Convolutions, transposed ones too, by ``conv``.
     - Embeddings, norms, biases and constrained weights of this library are left alone; so are frozen weights, weights
       tied to an embedding, and kernels whose shape and stride no orthogonal one has. The report says so.

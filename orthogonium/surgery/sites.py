@@ -10,10 +10,17 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from orthogonium.layers._targets import check_kernel, default_blocks, geometry_of, kernel_plan
+from orthogonium.layers._targets import geometry_of
 from orthogonium.layers.conv import _PaddedConv
 from orthogonium.layers.conv_transposed import _PaddedConvTranspose
 from orthogonium.parametrizations import Constraint
+from orthogonium.parametrizations.torch_weights import (
+    CONVOLUTIONS,
+    WITH_LINEAR_MAPS,
+    check_kernel,
+    kernel_plan,
+    stacked_blocks,
+)
 
 Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
@@ -22,12 +29,7 @@ _FORWARDS = {
     cls.forward
     for cls in (
         nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
+        *CONVOLUTIONS,
         nn.RNN,
         nn.LSTM,
         nn.GRU,
@@ -39,7 +41,6 @@ _FORWARDS = {
         _PaddedConvTranspose,
     )
 }
-_KNOWN = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 @dataclass
@@ -118,7 +119,7 @@ def _weight_names(module: nn.Module) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
         return ["in_proj_weight"] if module._qkv_same_embed_dim else separate
-    if isinstance(module, _KNOWN) or _is_quantised(module):
+    if isinstance(module, WITH_LINEAR_MAPS) or _is_quantised(module):
         return ["weight"]
     return [name for name, value in module._parameters.items() if value is not None and _dimensions(value) > 1]
 
@@ -149,7 +150,7 @@ def _judge(module: nn.Module, name: str) -> tuple[str, str, object]:
         return "left", f"its numbers are {weight.dtype}", None
     if type(weight) is not nn.Parameter:
         return "left", f"a {type(weight).__name__}: convert before sharding or wrapping tensors", None
-    if not isinstance(module, _KNOWN):
+    if not isinstance(module, WITH_LINEAR_MAPS):
         table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
         return "left", "a table of vectors, no map of an input" if table else "of a module that is not known here", None
     if type(module).forward not in _FORWARDS:
@@ -160,7 +161,7 @@ def _judge(module: nn.Module, name: str) -> tuple[str, str, object]:
         return "left", "frozen: requires_grad is False", None
     if isinstance(module, _ConvNd):
         return _judge_kernel(module)
-    blocks = default_blocks(module, name)
+    blocks = stacked_blocks(module, name, weight.shape[0])
     what = "head" if isinstance(module, nn.MultiheadAttention) else "gate"
     detail = f"{blocks} blocks, one per {what}" if blocks > 1 else ""
     return "orthogonal", detail, ("matrix", blocks)
@@ -172,7 +173,7 @@ def _judge_kernel(module: _ConvNd) -> tuple[str, str, object]:
     except ValueError as error:
         return "left", str(error), None
     plan = kernel_plan(module)
-    if plan.axes and plan.middle == 1:
+    if plan.only_shifts:
         return "almost", "one channel per group: orthogonal kernels would be shifts", (plan, geometry, "almost")
     try:
         check_kernel(module)
