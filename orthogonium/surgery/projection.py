@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from orthogonium._reports import aligned
 from orthogonium.linalg import NonFiniteError, polar_after_step
 from orthogonium.parametrizations.kernel_projection import nearest_kernel
 from orthogonium.surgery._sites import ConvRule, Selection, Site, chooser, find_sites
@@ -30,8 +31,7 @@ class ProjectionReport:
         rows = [("weight", "drift")]
         rows += [(name, f"{drift:.3g}") for name, drift in self.drift.items()]
         rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {what}" for name, what in rows)
+        return aligned(rows)
 
 
 def orthogonalize_model(
