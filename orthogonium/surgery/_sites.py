@@ -1,8 +1,7 @@
 """The weights of a model that can be made orthogonal, where they are, and why the others are left alone."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, Literal
 
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from orthogonium._selection import Choice
 from orthogonium.parametrizations import Constraint, KernelPlan
 from orthogonium.parametrizations.torch_weights import WITH_LINEAR_MAPS, check_kernel, kernel_plan, stacked_blocks
 
 ConvRule = Literal["kernel", "delta", "reshape"]
-Selection = str | Iterable[str] | Callable[[str, nn.Module], bool]
 CONV_RULES = ("kernel", "delta", "reshape")
 
 
@@ -70,30 +69,7 @@ class Site:
                 hook.training = training
 
 
-def chooser(include: Selection | None, exclude: Selection | None) -> Callable[[str, nn.Module], bool]:
-    """Whether a weight is asked for, by its full name and module."""
-    wanted, unwanted = _predicate(include, True), _predicate(exclude, False)
-    return lambda path, module: wanted(path, module) and not unwanted(path, module)
-
-
-def _predicate(selection: Selection | None, default: bool) -> Callable[[str, nn.Module], bool]:
-    if selection is None:
-        return lambda path, module: default
-    if callable(selection):
-        return selection
-    patterns = [selection] if isinstance(selection, str) else list(selection)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"include and exclude must be name patterns or a function, got {selection!r}")
-
-    def matches(path: str, module: nn.Module) -> bool:
-        return any(fnmatchcase(name, p) for p in patterns for name in (path, path.rpartition(".")[0]))
-
-    return matches
-
-
-def find_sites(
-    model: nn.Module, chosen: Callable[[str, nn.Module], bool], conv: ConvRule, frozen: bool
-) -> tuple[list[Site], dict[str, str]]:
+def find_sites(model: nn.Module, chosen: Choice, conv: ConvRule, frozen: bool) -> tuple[list[Site], dict[str, str]]:
     """``(sites, left)``: every weight that is asked for once, and a reason for each one that is not taken.
 
     Raises:
@@ -105,7 +81,7 @@ def find_sites(
     left: dict[str, str] = {}
     refused: dict[int, str] = {}
     for path, module, name in _weights(model):
-        if not chosen(path, module):
+        if not chosen([path], module):
             continue
         tensor = _stored(module, name)
         key = id(tensor)

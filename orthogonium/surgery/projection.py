@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium._reports import aligned
+from orthogonium._selection import Selection, included
 from orthogonium.linalg import NonFiniteError, polar_after_step
 from orthogonium.parametrizations.kernel_projection import nearest_kernel
-from orthogonium.surgery._sites import ConvRule, Selection, Site, chooser, find_sites
+from orthogonium.surgery._sites import ConvRule, Site, find_sites
 
 _STACK = 2**24  # entries that are projected in one call
 
@@ -76,7 +77,7 @@ def orthogonalize_model(
         ValueError: a weight on the meta device, of a lazy module that has not run, or with NaN or Inf
             (:class:`~orthogonium.linalg.NonFiniteError`); patterns in ``include`` that match nothing; ``conv`` unknown.
     """
-    sites, left = find_sites(model, chooser(include, exclude), conv, frozen)
+    sites, left = find_sites(model, included(include, exclude, by_owner=True), conv, frozen)
     if include is not None and not sites and not left:
         raise ValueError(f"include={include!r} matches no weight of {type(model).__name__}")
     with torch.no_grad():

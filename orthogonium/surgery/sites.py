@@ -1,8 +1,7 @@
 """The weights of a model that a conversion is about, and what can be done with each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from math import gcd
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
+from orthogonium._selection import Choice
 from orthogonium.layers._targets import geometry_of
 from orthogonium.layers.conv import _PaddedConv
 from orthogonium.layers.conv_transposed import _PaddedConvTranspose
@@ -21,8 +21,6 @@ from orthogonium.parametrizations.torch_weights import (
     kernel_plan,
     stacked_blocks,
 )
-
-Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 # Modules that do with their weights what torch's do; a subclass with a forward of its own might not.
 _FORWARDS = {
@@ -75,21 +73,7 @@ def named_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
     return found
 
 
-def selects(include: Pattern, exclude: Pattern, paths: Sequence[str], module: nn.Module) -> bool:
-    """Whether one of the paths is included and none excluded."""
-    return _matches(include, paths, module, default=True) and not _matches(exclude, paths, module, default=False)
-
-
-def _matches(pattern: Pattern, paths: Sequence[str], module: nn.Module, default: bool) -> bool:
-    if pattern is None:
-        return default
-    if callable(pattern):
-        return any(pattern(path, module) for path in paths)
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    return any(fnmatchcase(path, each) for path in paths for each in patterns)
-
-
-def find_sites(model: nn.Module, include: Pattern, exclude: Pattern) -> list[Site]:
+def find_sites(model: nn.Module, chosen: Choice) -> list[Site]:
     """Every weight of ``model`` that could be meant, tied ones included, in the order of its modules."""
     sites: list[Site] = []
     inside_parametrizations = {
@@ -104,7 +88,7 @@ def find_sites(model: nn.Module, include: Pattern, exclude: Pattern) -> list[Sit
         for name in _weight_names(module):
             full = [f"{path}.{name}" if path else name for path in paths]
             site = Site(module, name, full, *_judge(module, name))
-            if site.method != "left" and not selects(include, exclude, [*paths, *full], module):
+            if site.method != "left" and not chosen(full, module):
                 site.method, site.detail = "left", "not selected by include and exclude"
             sites.append(site)
     _agree_on_tied(model, sites)
