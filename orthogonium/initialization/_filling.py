@@ -10,6 +10,7 @@ from torch.nn import init
 
 from orthogonium.initialization.kernels import conv_orthogonal_, delta_orthogonal_
 from orthogonium.initialization.mirrored import looks_linear_
+from orthogonium.linalg._precision import working_dtype
 from orthogonium.parametrizations.torch_weights import CONVOLUTIONS, Convolution, check_kernel
 
 KINDS = ("orthogonal", "delta_orthogonal", "gaussian", "looks_linear")
@@ -84,7 +85,7 @@ class Draw:
     def _fill(self, tensor: Tensor, fill: Callable[[Tensor], Tensor]) -> None:
         """Drawn where the generator lives, in float32 at least, then copied."""
         device = tensor.device if self.generator is None else self.generator.device
-        work = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        work = working_dtype(tensor.dtype)
         with torch.no_grad():
             tensor.copy_(fill(torch.empty(tensor.shape, device=device, dtype=work)))
 

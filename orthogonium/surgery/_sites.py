@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from orthogonium._selection import Choice
 from orthogonium.parametrizations import Constraint, KernelPlan
 from orthogonium.parametrizations.torch_weights import WITH_LINEAR_MAPS, check_kernel, kernel_plan, stacked_blocks
+from orthogonium.surgery.bounds import evaluating
 
 ConvRule = Literal["kernel", "delta", "reshape"]
 CONV_RULES = ("kernel", "delta", "reshape")
@@ -59,14 +60,8 @@ class Site:
             value = getattr(self.module, self.name)
             assert isinstance(value, Tensor)
             return value.detach()
-        hooks = self.list_of_hooks()
-        was_training = [(hook, hook.training) for hook in hooks.modules()]
-        hooks.eval()
-        try:
+        with evaluating(self.list_of_hooks()):
             return getattr(self.module, self.name).detach()
-        finally:
-            for hook, training in was_training:
-                hook.training = training
 
 
 def find_sites(model: nn.Module, chosen: Choice, conv: ConvRule, frozen: bool) -> tuple[list[Site], dict[str, str]]:

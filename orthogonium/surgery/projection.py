@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from orthogonium._reports import aligned
 from orthogonium._selection import Selection, included
 from orthogonium.linalg import NonFiniteError, polar_after_step
+from orthogonium.linalg._precision import working_dtype
 from orthogonium.parametrizations.kernel_projection import nearest_kernel
 from orthogonium.surgery._sites import ConvRule, Site, find_sites
 
@@ -116,7 +117,7 @@ def project(sites: Sequence[Site], frames: Frames | None = None) -> list[Tensor 
     moved: list[Tensor | None] = []
     for site, weight, result in zip(sites, weights, results, strict=True):
         assert result is not None
-        work = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        work = working_dtype(weight.dtype)
         change = torch.linalg.vector_norm(weight.to(work) - result.to(work))
         distance = change / torch.linalg.vector_norm(result.to(work))
         moved.append(distance if _write(site, result) else None)
