@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 import orthogonium as og
 from orthogonium import linalg
+from orthogonium.initialization._filling import Draw
+from orthogonium.initialization.recurrent import remember
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "LowRankOrthogonal polar": lambda p: og.LowRankOrthogonal(p, lr=0.1, rank=4),
@@ -136,17 +138,8 @@ def drift(steps: int, side: int, folder: Path | None, only: str) -> None:
 
 
 def chrono_(cell: nn.RNNBase, longest: int) -> None:
-    """Gates that open for times of 1 to ``longest`` steps (Tallec and Ollivier, ICLR 2018); other biases zero."""
-    width = cell.hidden_size
-    with torch.no_grad():
-        for name, parameter in cell.named_parameters():
-            if name.startswith("bias"):
-                parameter.zero_()
-        times = torch.empty(width).uniform_(1, longest - 1).log()
-        if cell.mode in ("LSTM", "GRU"):  # input and forget gates; the update gate of a GRU keeps
-            cell.bias_ih_l0[width : 2 * width] = times
-        if cell.mode == "LSTM":
-            cell.bias_ih_l0[:width] = -times
+    """The biases that :func:`orthogonium.initialize` sets, on weights as they are."""
+    remember(cell, longest, Draw("orthogonal", None))
 
 
 def stacked_(cell: nn.RNNBase) -> None:

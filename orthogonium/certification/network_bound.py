@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from orthogonium._reports import aligned
 from orthogonium.certification.network import Network, analyse
 
 
@@ -38,11 +39,7 @@ class NetworkBound:
         """One line per call: path, what it is, its own constant, and the bound up to there."""
         rows = [("layer", "what", "constant", "bound so far")]
         rows += [(r.path or "(model)", r.kind, f"{r.constant:.9g}", f"{r.bound:.9g}") for r in self.layers]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
-        ]
-        return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+        return aligned(rows, right=(2, 3), rule=True)
 
     def __str__(self) -> str:
         return f"{self.table()}\nLipschitz bound of the network: {self.bound:.9g}"

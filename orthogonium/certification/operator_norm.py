@@ -13,12 +13,12 @@ from orthogonium.layers.conv_transposed import _PaddedConvTranspose
 from orthogonium.layers.skew_conv import _SkewOrthoConv
 from orthogonium.linalg import absolute_kernel_norm_bound, kernel_norm_bound, spectral_norm_bound
 from orthogonium.linalg.kernels import adjoint_kernel
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS
 
 _UP = 1 + 2.0**-40  # covers a few dozen float64 roundings
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FORWARDS = (
     nn.Linear.forward,
-    *(known.forward for known in _CONVOLUTIONS),
+    *(known.forward for known in CONVOLUTIONS),
     _PaddedConv.forward,
     _PaddedConvTranspose.forward,
     _SkewOrthoConv.forward,
@@ -82,7 +82,7 @@ def absolute_norm_bound(
 
 def _weight(module: nn.Module) -> Tensor:
     kind = type(module)
-    known = isinstance(module, (nn.Linear, *_CONVOLUTIONS, _SkewOrthoConv))
+    known = isinstance(module, (nn.Linear, *CONVOLUTIONS, _SkewOrthoConv))
     if not known or kind.forward not in _FORWARDS or "forward" in vars(module):
         reason = "has a forward of its own" if known else "is no linear or convolution layer"
         raise TypeError(

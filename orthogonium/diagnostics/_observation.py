@@ -36,7 +36,6 @@ class Observed:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    input_rms: float | None = None
     input_spread: float | None = None
     input_dead: float | None = None
     activation_rms: float = 0.0
@@ -133,7 +132,6 @@ def _watched(model: nn.Module, run: Run, keep: str) -> Iterator[None]:
         call = Observed(label, module, *detached((args, kwargs)))
         found = signals((call.args, call.kwargs))
         if found:
-            call.input_rms = rms(found[0])
             call.input_spread = spread(found[0], run.batch_size)
             call.input_dead = dead_units(found[0], channels_first[0])
         open_calls.append(call)

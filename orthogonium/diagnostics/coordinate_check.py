@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orthogonium._reports import aligned, without_infinities
 from orthogonium.diagnostics._figure import GREY, figure
 from orthogonium.diagnostics._observation import check_loss, layers_of, random_direction
 from orthogonium.initialization.empirical._trees import arguments_of, rms, signals
-from orthogonium.initialization.empirical.report import without_infinities
 
 # Okabe and Ito's palette, and what tells lines apart when it is used up
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,8 +65,7 @@ class CoordinateCheck:
         for layer, exponent in exponents.items():
             by_width = {c.width: c.change_rms for c in self.coordinates if c.layer == layer}
             rows.append((layer, *(f"{by_width[w]:.3g}" if w in by_width else "" for w in widths), f"{exponent:+.2f}"))
-        columns = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, columns, strict=True)).rstrip() for row in rows)
+        return aligned(rows, right=range(len(rows[0])))
 
     def __str__(self) -> str:
         return f"Change of outputs after {self.steps} steps (root mean square), by width\n{self.table()}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from orthogonium.diagnostics._operators import ConvolutionOperator, Estimates, MatrixOperator
 from orthogonium.initialization.empirical._trees import rms
 from orthogonium.initialization.empirical._updates import kept
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS
 
 
 class ScalarWriter(Protocol):
@@ -66,7 +67,9 @@ class SpectralMonitor:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._log, self._every, self._exact, self._iterations = log, every, exact, iterations
-        self._layers = {name or "model": m for name, m in model.named_modules() if isinstance(m, _WATCHED)}
+        self._layers = {
+            name or "model": m for name, m in model.named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))
+        }
         if not self._layers:
             raise ValueError("model holds no linear layer and no convolution of which to follow singular values")
         self.step = 0
@@ -135,17 +138,6 @@ class SpectralMonitor:
             if estimates is None or not estimates.fits(operator):
                 estimates = self._estimates[name] = Estimates(operator)
             return estimates.update(operator, self._iterations)
-
-
-_WATCHED = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 
 def _exact_spectrum(weight: Tensor) -> dict[str, float]:

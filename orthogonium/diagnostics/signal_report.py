@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from orthogonium._reports import aligned, without_infinities
 from orthogonium.diagnostics._observation import (
     Observed,
     Run,
@@ -28,7 +29,6 @@ from orthogonium.diagnostics.layer_signal import LayerSignal
 from orthogonium.initialization.empirical._trees import arguments_of, rms
 from orthogonium.initialization.empirical._updates import kept
 from orthogonium.initialization.empirical.normed import Normed, true_gradients
-from orthogonium.initialization.empirical.report import without_infinities
 
 _HEAD = ("layer", "type", "activation", "gradient", "gain", "σ min", "σ max", "dead", "saturated", "cosine", "Δw/w")
 
@@ -53,13 +53,7 @@ class SignalReport:
                 _number(row.sigma_max), _percent(row.dead), _percent(row.saturated), _fixed(row.correlation),
                 _number(row.update_ratio),
             ))  # fmt: skip
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-        return "\n".join(
-            "  ".join(
-                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))
-            ).rstrip()
-            for r in rows
-        )
+        return aligned(rows, right=range(2, len(_HEAD)))
 
     def __str__(self) -> str:
         lines = [self.table(), ""]

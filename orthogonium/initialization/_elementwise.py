@@ -73,7 +73,6 @@ class Elementwise:
 
     def __init__(self, activation: ActivationLike, param: float | None = None) -> None:
         self.name, self._function = _resolve(activation, param)
-        self.rearranges = False
         self._check()
 
     def value(self, x: Tensor) -> Tensor:
@@ -150,7 +149,7 @@ class Elementwise:
         x = x[:, order]
         y = self._call(x)
         if y.shape == x.shape and not torch.equal(y, x) and torch.equal(y.sort(1).values, x.sort(1).values):
-            self.rearranges, self._function = True, _identity  # only norms matter, and it keeps all of them
+            self._function = _identity  # only norms matter, and it keeps all of them
             return
         if y.shape != x.shape:
             raise ValueError(

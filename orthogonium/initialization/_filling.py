@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from orthogonium._checks import check_kernel_exists
 from orthogonium.initialization.kernels import conv_orthogonal_, delta_orthogonal_
 from orthogonium.initialization.mirrored import looks_linear_
+from orthogonium.linalg._precision import working_dtype
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS, Convolution, check_kernel
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 KINDS = ("orthogonal", "delta_orthogonal", "gaussian", "looks_linear")
 
 
@@ -62,7 +61,7 @@ class Draw:
             self._fill(weight, lambda t: looks_linear_(t, position, scale, self.generator))
             return scale, "looks linear, delta"
         tiles = self.kind == "orthogonal" or (module.transposed and stride > 1)
-        if tiles and _kernel_exists(module, weight):
+        if tiles and _kernel_exists(module):
             scale = gain * (growth(outs * stride, ins) if module.transposed else growth(outs, ins * stride))
             self._fill(weight, lambda t: conv_orthogonal_(t, module.stride, module.groups, scale, self.generator))
             return scale, "orthogonal kernel"
@@ -86,7 +85,7 @@ class Draw:
     def _fill(self, tensor: Tensor, fill: Callable[[Tensor], Tensor]) -> None:
         """Drawn where the generator lives, in float32 at least, then copied."""
         device = tensor.device if self.generator is None else self.generator.device
-        work = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        work = working_dtype(tensor.dtype)
         with torch.no_grad():
             tensor.copy_(fill(torch.empty(tensor.shape, device=device, dtype=work)))
 
@@ -100,10 +99,9 @@ def _halves(shape: torch.Size, position: str) -> tuple[int, int]:
     return shape[0] // (1 if position == "last" else 2), shape[1] // (1 if position == "first" else 2)
 
 
-def _kernel_exists(module: Convolution, weight: Tensor) -> bool:
-    size, stride, dilation = tuple(weight.shape[2:]), tuple(module.stride), tuple(module.dilation)
+def _kernel_exists(module: Convolution) -> bool:
     try:
-        check_kernel_exists(weight.shape[0] // module.groups, weight.shape[1], size, stride, dilation, module.groups)
+        check_kernel(module)
     except ValueError:
         return False
     return True

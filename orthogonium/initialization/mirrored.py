@@ -7,6 +7,7 @@ from torch.nn import init
 from orthogonium._checks import check_floating
 from orthogonium.initialization._elementwise import Elementwise
 from orthogonium.initialization.kernels import delta_orthogonal_
+from orthogonium.linalg._precision import working_dtype
 
 POSITIONS = ("first", "hidden", "last")
 
@@ -53,7 +54,7 @@ def looks_linear_(
     halves = [tensor.shape[axis] // (2 if axis in mirrored else 1) for axis in (0, 1)]
     if tensor.is_meta:
         return tensor
-    work = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    work = working_dtype(tensor.dtype)
     block = tensor.new_empty((*halves, *tensor.shape[2:]), dtype=work)
     if tensor.ndim == 2:
         init.orthogonal_(block, gain=gain, generator=generator)

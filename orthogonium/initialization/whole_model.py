@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.initialization._elementwise import NAMED, ActivationLike, as_elementwise
-from orthogonium.initialization._filling import CONVOLUTIONS, KINDS, Convolution, Draw
+from orthogonium.initialization._filling import KINDS, Draw
 from orthogonium.initialization.critical import FixedPoint, critical_point, warn_if_unstable
 from orthogonium.initialization.gains import check_depth
 from orthogonium.initialization.mean_field import check_scales
 from orthogonium.initialization.mirrored import odd_slope
-from orthogonium.initialization.recurrent import HORIZON, RECURRENT, initialize_recurrent, is_gated, own_activation
+from orthogonium.initialization.recurrent import HORIZON, check_horizon, initialize_recurrent, is_gated, own_activation
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS, RECURRENT, Convolution
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,7 @@ def _check_materialised(model: nn.Module) -> None:
 def _check_horizon(model: nn.Module, horizon: int | None) -> None:
     if horizon is None:
         return
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 3:
-        raise ValueError(f"horizon must be an integer of at least 3 steps, got {horizon!r}")
+    check_horizon(horizon)
     if not any(is_gated(module) for module in model.modules()):
         raise ValueError(f"horizon={horizon} is for LSTM and GRU layers, and model has none: leave it out")
 

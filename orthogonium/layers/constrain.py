@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 from orthogonium._checks import check_floating, check_matrix
 from orthogonium.layers._checkpoints import Translation
 from orthogonium.layers._pickling import adapt_class, make_picklable
-from orthogonium.layers._targets import block_plan, check_kernel, default_blocks, geometry_of, kernel_plan
+from orthogonium.layers._targets import block_plan, geometry_of
 from orthogonium.parametrizations import (
     AlmostOrthogonalKernel,
     BatchedIdentity,
@@ -21,6 +21,7 @@ from orthogonium.parametrizations import (
     OrthogonalKernel,
     StackedBlocks,
 )
+from orthogonium.parametrizations.torch_weights import check_kernel, kernel_plan, stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -80,7 +81,8 @@ def orthogonal(
             f"{owner}.{name} must be a matrix or the kernel of a torch convolution, got shape {tuple(weight.shape)}. A "
             "reshaped convolution kernel would be orthogonal as a matrix and not as an operator."
         )
-    plan = block_plan(owner, name, weight, default_blocks(module, name) if blocks is None else blocks)
+    given = stacked_blocks(module, name, weight.shape[0]) if blocks is None else blocks
+    plan = block_plan(owner, name, weight, given)
     if plan.blocks == 1:
         normalizer, orthogonalizer = ortho_params.make(weight.shape)
     else:

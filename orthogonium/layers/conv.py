@@ -10,10 +10,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium._checks import as_tuple, check_channels, check_kernel_exists
 from orthogonium.layers._geometry import ConvGeometry
-from orthogonium.layers._targets import kernel_plan
 from orthogonium.layers.constrain import constrain_kernel
 from orthogonium.layers.linear import _rebuild
 from orthogonium.parametrizations.kernel import OrthogonalKernel
+from orthogonium.parametrizations.torch_weights import kernel_plan
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

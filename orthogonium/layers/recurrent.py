@@ -7,37 +7,41 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium._checks import check_count
-from orthogonium.layers._targets import default_blocks
+from orthogonium.initialization._filling import Draw
+from orthogonium.initialization.recurrent import check_horizon, remember
 from orthogonium.layers.constrain import orthogonal
 from orthogonium.layers.linear import _rebuild
 from orthogonium.linalg import qr_orthogonalize
+from orthogonium.parametrizations.torch_weights import stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 
 class _OrthoRecurrent(nn.RNNBase):
     """Construction, initialisation and pickling; the computation is torch's."""
 
-    _memory_gate: int | None = None  # the block of biases that the time scale sets
-
-    def _set_up(self, ortho_params: OrthoParams, constrain_inputs: bool, time_scale: int | None) -> None:
+    def _set_up(
+        self,
+        ortho_params: OrthoParams,
+        constrain_inputs: bool,
+        horizon: int | None = None,
+        lower_input_gate: bool = True,
+    ) -> None:
         check_count("hidden_size", self.hidden_size)
-        if time_scale is not None and (isinstance(time_scale, bool) or not isinstance(time_scale, int)):
-            raise TypeError(f"time_scale must be an integer or None, got {time_scale!r}")
-        if time_scale is not None and time_scale < 2:
-            raise ValueError(f"time_scale must be at least 2 steps, got {time_scale}")
-        if time_scale is not None and not self.bias:
-            raise ValueError("time_scale sets biases, so it needs bias=True")
-        self.ortho_params, self.constrain_inputs, self.time_scale = ortho_params, constrain_inputs, time_scale
+        if horizon is not None:
+            check_horizon(horizon)
+            if not self.bias:
+                raise ValueError("horizon sets biases, so it needs bias=True")
+        self.horizon, self.lower_input_gate = horizon, lower_input_gate
+        self.ortho_params, self.constrain_inputs = ortho_params, constrain_inputs
         kinds = ("weight_hh", "weight_hr", "weight_ih") if constrain_inputs else ("weight_hh", "weight_hr")
         self._constrained = [name for name in self._flat_weights_names if name.startswith(kinds)]
-        # how many blocks: known while the weight is a parameter
-        self._blocks = {name: default_blocks(self, name) for name in self._constrained}
+        self._blocks = {name: stacked_blocks(self, name, getattr(self, name).shape[0]) for name in self._constrained}
         self.reset_parameters()
         for name in self._constrained:
             orthogonal(self, name, ortho_params)
 
     def reset_parameters(self) -> None:
-        """Draw every constrained block uniformly (Haar), the rest as torch does, and biases for the time scale."""
+        """Draw every constrained block uniformly (Haar), the rest as torch does, and biases for the horizon."""
         blocks: dict[str, int] | None = getattr(self, "_blocks", None)
         if blocks is None:  # torch's constructor; what it draws is replaced
             return
@@ -60,18 +64,8 @@ class _OrthoRecurrent(nn.RNNBase):
                     self.parametrizations[name].right_inverse(weight)  # type: ignore[index, union-attr]
                 else:
                     present.copy_(weight)
-            if self.time_scale is not None:
-                self._set_time_scale(self.time_scale)
-
-    def _set_time_scale(self, steps: int) -> None:
-        for name in self._flat_weights_names:
-            if not name.startswith("bias_ih") or getattr(self, name).is_meta:
-                continue
-            inputs, hidden = getattr(self, name), getattr(self, name.replace("bias_ih", "bias_hh"))
-            spread = torch.empty(self.hidden_size, dtype=torch.float32, device=inputs.device)
-            assert self._memory_gate is not None
-            span = slice(self._memory_gate * self.hidden_size, (self._memory_gate + 1) * self.hidden_size)
-            inputs[span], hidden[span] = spread.uniform_(1.0, max(steps - 1, 1.5)).log().to(inputs.dtype), 0.0
+        if self.horizon is not None:
+            remember(self, self.horizon, Draw("orthogonal", None), self.lower_input_gate)
 
     def _arguments(self) -> dict[str, Any]:
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
@@ -121,7 +115,7 @@ class OrthoRNN(_OrthoRecurrent, nn.RNN):
     ) -> None:
         sizes = (input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
         super().__init__(*sizes, device=device, dtype=dtype)
-        self._set_up(ortho_params, constrain_inputs, None)
+        self._set_up(ortho_params, constrain_inputs)
 
     def _arguments(self) -> dict[str, Any]:
         return super()._arguments() | {"nonlinearity": self.nonlinearity}
@@ -130,35 +124,34 @@ class OrthoRNN(_OrthoRecurrent, nn.RNN):
 _GATED = """``nn.{name}`` with the recurrent matrix of each gate orthogonal.
 
     One constraint on the {gates} stacked matrices together would make each of them contract; here each gate has its
-    own. With ``time_scale`` the biases of the {memory} gate are drawn so that units remember for 1 to that many
-    steps: then gradients survive long sequences.
+    own. With ``horizon`` the biases are those of :func:`orthogonium.initialize`: units remember for 1 to that many
+    steps, and gradients survive long sequences.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional{more}, device, dtype: as in
             :class:`torch.nn.{name}`.
         ortho_params: how a free matrix becomes orthogonal.
         constrain_inputs: constrain ``weight_ih…`` too, not only ``weight_hh…``{hr}.
-        time_scale: the longest memory in steps, at least 2; ``None`` leaves torch's biases.
+        horizon: the longest memory in steps, at least 3; ``None`` leaves torch's biases.{lower}
 
     Shape:
         as in :class:`torch.nn.{name}`.
 
     Raises:
-        ValueError: ``time_scale`` below 2, or without biases.
+        ValueError: ``horizon`` below 3, or without biases.
+        TypeError: it is no integer.
 
-    Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, for the biases{changed}.
+    Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, for the biases.
     """
 
 
-_CHANGED = """. They also lower the input gate by as much; here it
-        stays, since the state would then enter the cell scaled by the inverse of its memory"""
+_LOWER = """
+        lower_input_gate: with ``horizon``, cells also take in as little as they forget. Otherwise only the forget gate
+            is set, and what a cell adds feeds back: gradients grow, by 1e7 over 100 steps without input."""
 
 
 class OrthoLSTM(_OrthoRecurrent, nn.LSTM):
-    __doc__ = _GATED.format(
-        name="LSTM", gates="four", memory="forget", more=", proj_size", hr=" and ``weight_hr…``", changed=_CHANGED
-    )
-    _memory_gate = 1  # torch's order: input, forget, cell, output
+    __doc__ = _GATED.format(name="LSTM", gates="four", more=", proj_size", hr=" and ``weight_hr…``", lower=_LOWER)
 
     def __init__(
         self,
@@ -172,22 +165,26 @@ class OrthoLSTM(_OrthoRecurrent, nn.LSTM):
         proj_size: int = 0,
         ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS,
         constrain_inputs: bool = False,
-        time_scale: int | None = None,
+        horizon: int | None = None,
         *,
+        lower_input_gate: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__(*sizes, device=device, dtype=dtype)
-        self._set_up(ortho_params, constrain_inputs, time_scale)
+        self._set_up(ortho_params, constrain_inputs, horizon, lower_input_gate)
 
     def _arguments(self) -> dict[str, Any]:
-        return super()._arguments() | {"proj_size": self.proj_size, "time_scale": self.time_scale}
+        return (
+            super()._arguments()
+            | {"proj_size": self.proj_size, "horizon": self.horizon}
+            | {"lower_input_gate": self.lower_input_gate}
+        )
 
 
 class OrthoGRU(_OrthoRecurrent, nn.GRU):
-    __doc__ = _GATED.format(name="GRU", gates="three", memory="update", more="", hr="", changed="")
-    _memory_gate = 1  # torch's order: reset, update, new; the update gate keeps the old state
+    __doc__ = _GATED.format(name="GRU", gates="three", more="", hr="", lower="")
 
     def __init__(
         self,
@@ -200,14 +197,14 @@ class OrthoGRU(_OrthoRecurrent, nn.GRU):
         bidirectional: bool = False,
         ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS,
         constrain_inputs: bool = False,
-        time_scale: int | None = None,
+        horizon: int | None = None,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(*sizes, device=device, dtype=dtype)
-        self._set_up(ortho_params, constrain_inputs, time_scale)
+        self._set_up(ortho_params, constrain_inputs, horizon)
 
     def _arguments(self) -> dict[str, Any]:
-        return super()._arguments() | {"time_scale": self.time_scale}
+        return super()._arguments() | {"horizon": self.horizon}

@@ -29,6 +29,11 @@ def raise_if_not_finite(name: str, matrix: Tensor) -> None:
         )
 
 
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which no product is rounded to half precision behind our back."""
     device = tensor.device.type

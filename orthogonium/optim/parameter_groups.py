@@ -1,13 +1,11 @@
 """Parameter groups in which weight decay does no harm."""
 
-from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-Selection = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+from orthogonium._selection import Selection, choice
 
 
 def parameter_groups(
@@ -50,14 +48,14 @@ def parameter_groups(
         if isinstance(module, ParametrizationList)
         for parameter in module.parameters()
     }
-    chosen = _chooser(manifold)
+    chosen = choice("manifold", manifold)
     kept: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if chosen(name, parameter):
+        if chosen([name], parameter):
             if parameter.ndim < 2 or id(parameter) in free:
                 what = "the free tensor of a parametrized weight" if id(parameter) in free else "no matrix"
                 raise ValueError(f"{name} of shape {tuple(parameter.shape)} is {what} and cannot be kept orthogonal")
@@ -73,12 +71,3 @@ def parameter_groups(
         {"params": rest, "weight_decay": 0.0, **plain},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _chooser(selection: Selection | None) -> Callable[[str, nn.Parameter], bool]:
-    if selection is None:
-        return lambda name, parameter: False
-    if callable(selection):
-        return selection
-    patterns = [selection] if isinstance(selection, str) else list(selection)
-    return lambda name, parameter: any(fnmatchcase(name, pattern) for pattern in patterns)

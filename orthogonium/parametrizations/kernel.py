@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.linalg import NonFiniteError, cholesky_orthogonalize, qr_orthogonalize
-from orthogonium.linalg._precision import without_autocast
+from orthogonium.linalg._precision import without_autocast, working_dtype
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 from orthogonium.parametrizations.kernel_projection import nearest_parts
 
@@ -99,7 +99,7 @@ def draw_parts(
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """An orthogonal matrix and orthonormal frames, uniformly distributed (Haar), in float32 at least."""
-    work = torch.float64 if dtype == torch.float64 else torch.float32
+    work = working_dtype(dtype)
 
     def haar(shape: Sequence[int]) -> Tensor:
         return qr_orthogonalize(torch.randn(*shape, generator=generator, device=device, dtype=work))

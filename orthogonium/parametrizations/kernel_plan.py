@@ -64,6 +64,11 @@ class KernelPlan:
         rank = self.middle // 2
         return (len(self.axes), self.groups, self.middle, rank) if self.axes and rank else None
 
+    @property
+    def only_shifts(self) -> bool:
+        """Whether each group has one channel, so that the orthogonal kernels are signed shifts."""
+        return bool(self.axes) and self.frames_shape is None
+
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.groups * self.out_channels, self.in_channels, *self.kernel_size)

@@ -1,8 +1,7 @@
 """The weights of a model that can be made orthogonal, where they are, and why the others are left alone."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, Literal
 
@@ -10,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from orthogonium._checks import check_kernel_exists
+from orthogonium._selection import Choice
 from orthogonium.parametrizations import Constraint, KernelPlan
+from orthogonium.parametrizations.torch_weights import WITH_LINEAR_MAPS, check_kernel, kernel_plan, stacked_blocks
+from orthogonium.surgery.bounds import evaluating
 
 ConvRule = Literal["kernel", "delta", "reshape"]
-Selection = str | Iterable[str] | Callable[[str, nn.Module], bool]
 CONV_RULES = ("kernel", "delta", "reshape")
 
 
@@ -60,40 +60,11 @@ class Site:
             value = getattr(self.module, self.name)
             assert isinstance(value, Tensor)
             return value.detach()
-        hooks = self.list_of_hooks()
-        was_training = [(hook, hook.training) for hook in hooks.modules()]
-        hooks.eval()
-        try:
+        with evaluating(self.list_of_hooks()):
             return getattr(self.module, self.name).detach()
-        finally:
-            for hook, training in was_training:
-                hook.training = training
 
 
-def chooser(include: Selection | None, exclude: Selection | None) -> Callable[[str, nn.Module], bool]:
-    """Whether a weight is asked for, by its full name and module."""
-    wanted, unwanted = _predicate(include, True), _predicate(exclude, False)
-    return lambda path, module: wanted(path, module) and not unwanted(path, module)
-
-
-def _predicate(selection: Selection | None, default: bool) -> Callable[[str, nn.Module], bool]:
-    if selection is None:
-        return lambda path, module: default
-    if callable(selection):
-        return selection
-    patterns = [selection] if isinstance(selection, str) else list(selection)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"include and exclude must be name patterns or a function, got {selection!r}")
-
-    def matches(path: str, module: nn.Module) -> bool:
-        return any(fnmatchcase(name, p) for p in patterns for name in (path, path.rpartition(".")[0]))
-
-    return matches
-
-
-def find_sites(
-    model: nn.Module, chosen: Callable[[str, nn.Module], bool], conv: ConvRule, frozen: bool
-) -> tuple[list[Site], dict[str, str]]:
+def find_sites(model: nn.Module, chosen: Choice, conv: ConvRule, frozen: bool) -> tuple[list[Site], dict[str, str]]:
     """``(sites, left)``: every weight that is asked for once, and a reason for each one that is not taken.
 
     Raises:
@@ -105,7 +76,7 @@ def find_sites(
     left: dict[str, str] = {}
     refused: dict[int, str] = {}
     for path, module, name in _weights(model):
-        if not chosen(path, module):
+        if not chosen([path], module):
             continue
         tensor = _stored(module, name)
         key = id(tensor)
@@ -162,8 +133,7 @@ def _reason_by_class(module: nn.Module, name: str) -> str | None:
         return "an embedding"
     if isinstance(module, nn.MultiheadAttention) and not name.endswith("proj_weight"):
         return "no weight of a linear map"
-    known = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-    return None if isinstance(module, known) else f"no rule for {type(module).__name__}"
+    return None if isinstance(module, WITH_LINEAR_MAPS) else f"no rule for {type(module).__name__}"
 
 
 def _site(path: str, module: nn.Module, name: str, tensor: Tensor, conv: ConvRule, frozen: bool) -> Site | str:
@@ -197,34 +167,24 @@ def _site(path: str, module: nn.Module, name: str, tensor: Tensor, conv: ConvRul
         return _conv_site(path, module, name, shape, conv)
     if len(shape) != 2:
         return f"no rule for a tensor of shape {shape}"
-    return Site(path, module, name, shape, blocks=_blocks(module, name, shape))
-
-
-def _blocks(module: nn.Module, name: str, shape: tuple[int, ...]) -> int:
-    """Gates of a recurrent weight, and the three projections of an attention's input."""
-    if isinstance(module, nn.RNNBase) and not name.startswith("weight_hr"):
-        return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    if isinstance(module, nn.RNNCellBase):
-        return shape[0] // module.hidden_size
-    return 3 if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight" else 1
+    return Site(path, module, name, shape, blocks=stacked_blocks(module, name, shape[0]))
 
 
 def _conv_site(
     path: str, module: nn.modules.conv._ConvNd, name: str, shape: tuple[int, ...], conv: ConvRule
 ) -> Site | str:
     """Transposed convolutions store the kernel of their adjoint: the same rule serves both."""
+    plan = kernel_plan(module)
+    if shape != plan.weight_shape:
+        return "no kernel of its convolution"
     if conv == "reshape":
         return Site(path, module, name, shape, blocks=module.groups)
-    outer, inner = shape[0] // module.groups, shape[1]
-    size, stride = tuple(shape[2:]), tuple(module.stride)
     if conv == "delta":
         return Site(path, module, name, shape, kind="delta", blocks=module.groups)
-    spread = tuple(d if k > 1 else 1 for k, d in zip(size, module.dilation, strict=True))
     try:
-        check_kernel_exists(outer, inner, size, stride, spread, module.groups)
+        check_kernel(module)
     except ValueError as error:
         return str(error)
-    plan = KernelPlan(outer, inner, size, stride, module.groups)
-    if plan.axes and plan.frames_shape is None:
+    if plan.only_shifts:
         return "one channel per group: only signed shifts are orthogonal"
     return Site(path, module, name, shape, kind="kernel", plan=plan)

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from orthogonium.layers._targets import default_blocks, kernel_plan
+from orthogonium._selection import Choice, Selection, choice, included, reusable
 from orthogonium.layers.constrain import almost_orthogonal, constrain_kernel, orthogonal, share_constraint
 from orthogonium.linalg import qr_orthogonalize
 from orthogonium.parametrizations import draw_parts
+from orthogonium.parametrizations.torch_weights import kernel_plan, stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 from orthogonium.surgery.bounds import network_bound
 from orthogonium.surgery.report import Change, ConversionReport
-from orthogonium.surgery.sites import Pattern, Site, check_finite, find_sites, named_modules, selects
+from orthogonium.surgery.sites import Site, check_finite, find_sites, named_modules
 
 Swaps = Mapping[type[nn.Module], Callable[[Any], nn.Module | None]]
 
@@ -23,8 +24,8 @@ def convert(
     model: nn.Module,
     ortho_params: OrthoParams = DEFAULT_ORTHO_PARAMS,
     *,
-    include: Pattern = None,
-    exclude: Pattern = None,
+    include: Selection | None = None,
+    exclude: Selection | None = None,
     init: str = "project",
     swaps: Swaps | None = None,
     input_shape: Sequence[int] | None = None,
@@ -43,8 +44,7 @@ def convert(
     Args:
         model: any module.
         ortho_params: how free matrices become orthogonal.
-        include, exclude: which modules or weights, by path: a pattern such as ``"encoder.*"`` or several, or a
-            predicate of path and module. Default: all, and none.
+        include, exclude: as in :func:`orthogonium.orthogonalize_model`; for ``swaps``, names are those of modules.
         init: ``"project"`` starts from an orthogonal weight near the present one, ``"reset"`` from one drawn uniformly.
         swaps: by exact class, what makes another module from one of that class, or ``None`` to leave it; for example
             ``{nn.ReLU: lambda old: og.MaxMin()}`` or :data:`orthogonium.surgery.LIPSCHITZ_SWAPS`. Children come before
@@ -55,7 +55,8 @@ def convert(
         A :class:`ConversionReport`, which prints as a table.
 
     Raises:
-        ValueError: another ``init``, or a weight that holds NaN or Inf; nothing has been changed then.
+        ValueError: another ``init``, an ``include`` that matches nothing, or a weight that holds NaN or Inf; nothing
+            has been changed then.
         TypeError: ``model`` is no module, ``ortho_params`` no :class:`OrthoParams`.
     """
     if not isinstance(model, nn.Module):
@@ -64,14 +65,25 @@ def convert(
         raise TypeError(f"ortho_params must be an OrthoParams such as CHOLESKY_ORTHO_PARAMS, got {ortho_params!r}")
     if init not in ("project", "reset"):
         raise ValueError(f"init must be 'project' or 'reset', got {init!r}")
-    check_finite(find_sites(model, include, exclude))
+    include, exclude = reusable(include), reusable(exclude)
+    chosen, swapped = included(include, exclude, by_owner=True), included(include, exclude)
+    sites = find_sites(model, chosen)
+    _check_matches(model, include, sites)
+    check_finite(sites)
     before, _ = network_bound(model, input_shape)
-    rows = _swap(model, swaps or {}, include, exclude)
+    rows = _swap(model, swaps or {}, swapped)
     done: dict[int, Site] = {}
-    for site in find_sites(model, include, exclude):
+    for site in find_sites(model, chosen):
         rows.append(_constrain(site, ortho_params, init, done))
     after, unknown = network_bound(model, input_shape)
     return ConversionReport(tuple(rows), before, after, unknown)
+
+
+def _check_matches(model: nn.Module, include: Selection | None, sites: Sequence[Site]) -> None:
+    weights, modules = choice("include", include, True, by_owner=True), choice("include", include, True)
+    found = any(weights(site.paths, site.module) for site in sites)
+    if include is not None and not found and not any(modules(p, m) for m, p in named_modules(model).items()):
+        raise ValueError(f"include={include!r} matches no weight of {type(model).__name__}")
 
 
 def _constrain(site: Site, ortho_params: OrthoParams, init: str, done: dict[int, Site]) -> Change:
@@ -118,16 +130,16 @@ def _draw(site: Site, weight: Tensor) -> None:
                 plan = kernel_plan(site.module)
                 weight.copy_(plan.assemble(*draw_parts(plan, weight.device, weight.dtype)))
             return
-        blocks = default_blocks(site.module, site.weight_name)
+        blocks = stacked_blocks(site.module, site.weight_name, weight.shape[0])
         draw = torch.randn(weight.shape, dtype=torch.float32, device=weight.device).unflatten(0, (blocks, -1))
         weight.copy_(qr_orthogonalize(draw).flatten(0, 1))
 
 
-def _swap(model: nn.Module, swaps: Swaps, include: Pattern, exclude: Pattern) -> list[Change]:
+def _swap(model: nn.Module, swaps: Swaps, chosen: Choice) -> list[Change]:
     rows = []
     for module, paths in reversed(named_modules(model).items()):  # children first: a parent's swap may take them over
         make = swaps.get(type(module))
-        if make is None or not selects(include, exclude, paths, module):
+        if make is None or not chosen(paths, module):
             continue
         kind = type(module).__name__
         if any(isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer) for path in paths):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from orthogonium.surgery._sites import ConvRule, Selection, chooser, find_sites
+from orthogonium._selection import Selection, included
+from orthogonium.surgery._sites import ConvRule, find_sites
 from orthogonium.surgery.projection import Frames, project
 
 
@@ -28,7 +29,7 @@ class KeptOrthogonal:
         exclude: Selection | None,
         conv: ConvRule,
     ) -> None:
-        sites, self.left = find_sites(model, chooser(include, exclude), conv, frozen=False)
+        sites, self.left = find_sites(model, included(include, exclude, by_owner=True), conv, frozen=False)
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._sites = [site for site in sites if any(id(p) in owned for p in site.parameters())]
         taken = {site.path for site in self._sites}

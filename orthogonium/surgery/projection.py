@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from orthogonium._reports import aligned
+from orthogonium._selection import Selection, included
 from orthogonium.linalg import NonFiniteError, polar_after_step
+from orthogonium.linalg._precision import working_dtype
 from orthogonium.parametrizations.kernel_projection import nearest_kernel
-from orthogonium.surgery._sites import ConvRule, Selection, Site, chooser, find_sites
+from orthogonium.surgery._sites import ConvRule, Site, find_sites
 
 _STACK = 2**24  # entries that are projected in one call
 
@@ -30,8 +33,7 @@ class ProjectionReport:
         rows = [("weight", "drift")]
         rows += [(name, f"{drift:.3g}") for name, drift in self.drift.items()]
         rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {what}" for name, what in rows)
+        return aligned(rows)
 
 
 def orthogonalize_model(
@@ -47,7 +49,7 @@ def orthogonalize_model(
     - Linear layers: the polar factor, with orthonormal rows or columns, whichever are fewer.
     - Recurrent layers and cells: each gate on its own, input-to-hidden and hidden-to-hidden. One projection of the
       stacked gates would shrink each of them, and with them what a state remembers.
-    - Attention: queries, keys and values on their own, and the output projection.
+    - Attention: queries, keys and values head by head, and the output projection.
     - Convolutions, transposed ones too, by ``conv``.
     - Embeddings, norms, biases and constrained weights of this library are left alone; so are frozen weights, weights
       tied to an embedding, and kernels whose shape and stride no orthogonal one has. The report says so.
@@ -76,7 +78,7 @@ def orthogonalize_model(
         ValueError: a weight on the meta device, of a lazy module that has not run, or with NaN or Inf
             (:class:`~orthogonium.linalg.NonFiniteError`); patterns in ``include`` that match nothing; ``conv`` unknown.
     """
-    sites, left = find_sites(model, chooser(include, exclude), conv, frozen)
+    sites, left = find_sites(model, included(include, exclude, by_owner=True), conv, frozen)
     if include is not None and not sites and not left:
         raise ValueError(f"include={include!r} matches no weight of {type(model).__name__}")
     with torch.no_grad():
@@ -115,7 +117,7 @@ def project(sites: Sequence[Site], frames: Frames | None = None) -> list[Tensor 
     moved: list[Tensor | None] = []
     for site, weight, result in zip(sites, weights, results, strict=True):
         assert result is not None
-        work = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        work = working_dtype(weight.dtype)
         change = torch.linalg.vector_norm(weight.to(work) - result.to(work))
         distance = change / torch.linalg.vector_norm(result.to(work))
         moved.append(distance if _write(site, result) else None)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orthogonium._reports import aligned
+
 
 @dataclass(frozen=True)
 class Change:
@@ -52,19 +54,12 @@ class ConversionReport:
         return [row for row in self.rows if row.action == "left"]
 
     def __str__(self) -> str:
-        head = ("name", "module", "shape", "action", "distance", "")
-        lines = [head]
+        lines = [("name", "module", "shape", "action", "distance", "")]
         for row in self.rows:
             shape = "×".join(map(str, row.shape))
             distance = "" if row.distance is None else f"{row.distance:.3f}"
             lines.append((row.name, row.kind, shape, row.action, distance, row.detail))
-        widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
-        table = []
-        for line in lines:
-            cells = [text.ljust(width) for text, width in zip(line, widths, strict=False)]
-            cells[4] = line[4].rjust(widths[4])
-            table.append("  ".join([*cells, line[5]]).rstrip())
-        table.insert(1, "  ".join("─" * width for width in widths))
+        table = [aligned(lines, right=(4,), rule=True)]
         before, after = (_number(bound) for bound in (self.bound_before, self.bound_after))
         table.append(f"{len(self.changed)} changed, {len(self.left)} left; Lipschitz bound {before} → {after}")
         if self.bound_after is None and self.unknown:

@@ -1,8 +1,7 @@
 """The weights of a model that a conversion is about, and what can be done with each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from math import gcd
 
 import torch
@@ -10,24 +9,25 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from orthogonium.layers._targets import check_kernel, default_blocks, geometry_of, kernel_plan
+from orthogonium._selection import Choice
+from orthogonium.layers._targets import geometry_of
 from orthogonium.layers.conv import _PaddedConv
 from orthogonium.layers.conv_transposed import _PaddedConvTranspose
 from orthogonium.parametrizations import Constraint
-
-Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+from orthogonium.parametrizations.torch_weights import (
+    CONVOLUTIONS,
+    WITH_LINEAR_MAPS,
+    check_kernel,
+    kernel_plan,
+    stacked_blocks,
+)
 
 # Modules that do with their weights what torch's do; a subclass with a forward of its own might not.
 _FORWARDS = {
     cls.forward
     for cls in (
         nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
+        *CONVOLUTIONS,
         nn.RNN,
         nn.LSTM,
         nn.GRU,
@@ -39,7 +39,6 @@ _FORWARDS = {
         _PaddedConvTranspose,
     )
 }
-_KNOWN = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 @dataclass
@@ -74,21 +73,7 @@ def named_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
     return found
 
 
-def selects(include: Pattern, exclude: Pattern, paths: Sequence[str], module: nn.Module) -> bool:
-    """Whether one of the paths is included and none excluded."""
-    return _matches(include, paths, module, default=True) and not _matches(exclude, paths, module, default=False)
-
-
-def _matches(pattern: Pattern, paths: Sequence[str], module: nn.Module, default: bool) -> bool:
-    if pattern is None:
-        return default
-    if callable(pattern):
-        return any(pattern(path, module) for path in paths)
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    return any(fnmatchcase(path, each) for path in paths for each in patterns)
-
-
-def find_sites(model: nn.Module, include: Pattern, exclude: Pattern) -> list[Site]:
+def find_sites(model: nn.Module, chosen: Choice) -> list[Site]:
     """Every weight of ``model`` that could be meant, tied ones included, in the order of its modules."""
     sites: list[Site] = []
     inside_parametrizations = {
@@ -103,7 +88,7 @@ def find_sites(model: nn.Module, include: Pattern, exclude: Pattern) -> list[Sit
         for name in _weight_names(module):
             full = [f"{path}.{name}" if path else name for path in paths]
             site = Site(module, name, full, *_judge(module, name))
-            if site.method != "left" and not selects(include, exclude, [*paths, *full], module):
+            if site.method != "left" and not chosen(full, module):
                 site.method, site.detail = "left", "not selected by include and exclude"
             sites.append(site)
     _agree_on_tied(model, sites)
@@ -118,7 +103,7 @@ def _weight_names(module: nn.Module) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
         return ["in_proj_weight"] if module._qkv_same_embed_dim else separate
-    if isinstance(module, _KNOWN) or _is_quantised(module):
+    if isinstance(module, WITH_LINEAR_MAPS) or _is_quantised(module):
         return ["weight"]
     return [name for name, value in module._parameters.items() if value is not None and _dimensions(value) > 1]
 
@@ -149,7 +134,7 @@ def _judge(module: nn.Module, name: str) -> tuple[str, str, object]:
         return "left", f"its numbers are {weight.dtype}", None
     if type(weight) is not nn.Parameter:
         return "left", f"a {type(weight).__name__}: convert before sharding or wrapping tensors", None
-    if not isinstance(module, _KNOWN):
+    if not isinstance(module, WITH_LINEAR_MAPS):
         table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
         return "left", "a table of vectors, no map of an input" if table else "of a module that is not known here", None
     if type(module).forward not in _FORWARDS:
@@ -160,7 +145,7 @@ def _judge(module: nn.Module, name: str) -> tuple[str, str, object]:
         return "left", "frozen: requires_grad is False", None
     if isinstance(module, _ConvNd):
         return _judge_kernel(module)
-    blocks = default_blocks(module, name)
+    blocks = stacked_blocks(module, name, weight.shape[0])
     what = "head" if isinstance(module, nn.MultiheadAttention) else "gate"
     detail = f"{blocks} blocks, one per {what}" if blocks > 1 else ""
     return "orthogonal", detail, ("matrix", blocks)
@@ -172,7 +157,7 @@ def _judge_kernel(module: _ConvNd) -> tuple[str, str, object]:
     except ValueError as error:
         return "left", str(error), None
     plan = kernel_plan(module)
-    if plan.axes and plan.middle == 1:
+    if plan.only_shifts:
         return "almost", "one channel per group: orthogonal kernels would be shifts", (plan, geometry, "almost")
     try:
         check_kernel(module)

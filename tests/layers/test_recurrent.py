@@ -124,7 +124,7 @@ def test_cells(cell, gates):
 def test_classes_constrain_the_recurrence_and_pickle(kind):
     _, ortho, gates, arguments = kind
     torch.manual_seed(0)
-    scale = {} if ortho is og.OrthoRNN else {"time_scale": 20}
+    scale = {} if ortho is og.OrthoRNN else {"horizon": 20}
     module = ortho(5, 6, num_layers=2, ortho_params=og.POLAR_ORTHO_PARAMS, **arguments, **scale)
     names = [name for name in weights(module) if "_ih_" not in name]
     for name in names:
@@ -157,7 +157,7 @@ def test_on_the_meta_device(kind):
 
 
 def test_gradients_survive_a_hundred_steps():
-    """The state's influence on the state 100 steps later: 0 to rounding in torch's LSTM."""
+    """The hidden state's influence on itself 100 steps later: 0 to rounding in torch's LSTM."""
     torch.manual_seed(0)
     inputs = torch.randn(100, 1, 64)
 
@@ -169,15 +169,30 @@ def test_gradients_survive_a_hundred_steps():
         return float(jacobian.square().sum() / 64) ** 0.5
 
     assert influence(nn.LSTM(64, 64)) < 1e-15
-    assert 0.5 <= influence(og.OrthoLSTM(64, 64, time_scale=100)) <= 2
+    assert influence(og.OrthoLSTM(64, 64, horizon=100, lower_input_gate=False)) >= 0.5
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_states_survive_a_hundred_steps_whatever_the_input(size, seed):
+    """Hidden state and cell together neither die nor grow."""
+    torch.manual_seed(seed)
+    inputs = size * torch.randn(100, 1, 64)
+    module = og.OrthoLSTM(64, 64, horizon=1000)
+
+    def after(state):
+        return torch.cat(module(inputs, (state[:64].view(1, 1, 64), state[64:].view(1, 1, 64)))[1], -1).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(after, torch.zeros(128))
+    assert 0.5 <= float(jacobian.square().sum() / 128) ** 0.5 <= 1
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="time_scale must be at least 2 steps, got 1"):
-        og.OrthoLSTM(3, 4, time_scale=1)
+    with pytest.raises(ValueError, match="horizon must be an integer of at least 3 steps, got 2"):
+        og.OrthoLSTM(3, 4, horizon=2)
     with pytest.raises(ValueError, match="needs bias=True"):
-        og.OrthoGRU(3, 4, bias=False, time_scale=5)
-    with pytest.raises(TypeError, match=r"time_scale must be an integer or None, got 2\.5"):
-        og.OrthoLSTM(3, 4, time_scale=2.5)
+        og.OrthoGRU(3, 4, bias=False, horizon=5)
+    with pytest.raises(TypeError, match=r"horizon must be an integer, got 2\.5"):
+        og.OrthoLSTM(3, 4, horizon=2.5)
     with pytest.raises(ValueError, match=r"blocks=5 must divide the 24 rows of LSTM\.weight_hh_l0"):
         orthogonal(nn.LSTM(5, 6), "weight_hh_l0", blocks=5)

@@ -68,6 +68,25 @@ def test_include_and_exclude(include, exclude, expected):
     assert {f"{name}.weight" for name, module in model.named_modules() if is_parametrized(module)} == expected
 
 
+def test_a_function_is_asked_by_the_full_name_of_a_weight():
+    def asked(path, module):
+        return path == "2.weight"
+
+    assert [row.name for row in og.convert(mlp(), include=asked).changed] == ["2.weight"]
+    assert list(og.orthogonalize_model(mlp(), include=asked).drift) == ["2.weight"]
+    assert "2.weight" not in {row.name for row in og.convert(mlp(), include=lambda p, m: not asked(p, m)).changed}
+
+
+def test_an_include_that_matches_nothing_is_refused():
+    for function in (og.convert, og.orthogonalize_model):
+        with pytest.raises(ValueError, match=r"include='encoder\*' matches no weight of Sequential"):
+            function(mlp(), include="encoder*")
+        with pytest.raises(TypeError, match=r"include must be name patterns or a function, got \[3\]"):
+            function(mlp(), include=[3])
+    with pytest.raises(TypeError, match=r"manifold must be name patterns or a function, got \[3\]"):
+        og.parameter_groups(mlp(), manifold=[3])
+
+
 def test_single_weights_can_be_left():
     model = nn.LSTM(3, 4)
     og.convert(model, exclude="*weight_ih*")

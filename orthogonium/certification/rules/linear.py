@@ -18,9 +18,10 @@ from orthogonium.certification.rules.registry import (
 from orthogonium.layers import almost_orthogonal, conv, conv_transposed
 from orthogonium.layers.linear import OrthoLinear, UnitNormLinear
 from orthogonium.layers.skew_conv import SkewOrthoConv1d, SkewOrthoConv2d, SkewOrthoConv3d
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS
 
-_CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+_WITH_KERNELS = (
+    *CONVOLUTIONS,
     *(conv.OrthoConv1d, conv.OrthoConv2d, conv.OrthoConv3d),
     *(conv_transposed.OrthoConvTranspose1d, conv_transposed.OrthoConvTranspose2d, conv_transposed.OrthoConvTranspose3d),
     *(almost_orthogonal.AOLConv1d, almost_orthogonal.AOLConv2d, almost_orthogonal.AOLConv3d),
@@ -75,7 +76,7 @@ def _matmul(left: Any, right: Any) -> Response:
     return Response(norm, Rounding(matrix.shape[0] + 1, absolute), matrix=matrix.mT.detach() if x is left else None)
 
 
-@lipschitz_rule(*_CONVOLUTIONS, fresh=True)
+@lipschitz_rule(*_WITH_KERNELS, fresh=True)
 def _convolution_layer(module: nn.modules.conv._ConvNd, x: Variable, output_size: Any = None) -> Response:
     check_image(x, module.in_channels, len(module.stride))
     if output_size is not None:

@@ -8,6 +8,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.initialization.empirical._updates import kept
 from orthogonium.initialization.empirical.normed import get_wrapped_submodules
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -17,12 +18,7 @@ _LINEAR_IN_WEIGHTS = (
     nn.Bilinear,
     nn.Embedding,
     nn.EmbeddingBag,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
+    *CONVOLUTIONS,
     *_NORMALIZATION,
 )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
+
+from orthogonium._reports import aligned, without_infinities
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,11 @@ class ScaleReport:
             sizes = [_short(v) for v in (row.activation_rms, row.gradient_rms, row.update_rms)]
             scales = " ".join((_join(row.activation_scale), _join(row.gradient_scale), f"{row.update_scale:.3g}"))
             rows.append((row.name, row.kind, str(row.calls), *sizes, scales, row.note))
-        return "\n".join([_aligned(rows), *self.notes])
+        return "\n".join([aligned(rows, right=range(2, 6)), *self.notes])
 
     def __str__(self) -> str:
         plural = "" if self.passes == 1 else "es"
         return f"{self.table()}\n{len(self.modules)} modules, {self.passes} pass{plural}, {self.seconds:.3g} s"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numeric = {2, 3, 4, 5}
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in numeric else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _short(value: float | None) -> str:
@@ -92,12 +81,3 @@ def _short(value: float | None) -> str:
 
 def _join(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:.3g}" for value in values)
-
-
-def without_infinities(tree: Any) -> Any:
-    """``tree`` with ``None`` for numbers that JSON does not know."""
-    if isinstance(tree, dict):
-        return {key: without_infinities(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [without_infinities(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
