@@ -81,6 +81,5 @@ def _check_finite(label: str, state: dict[str, Any], key: str, shape: tuple[int,
     if bad:
         raise NonFiniteError(
             f"{label} cannot be loaded: the checkpoint holds NaN or Inf in {bad} of {value.numel()} entries of {key}. "
-            "The run that wrote it had diverged, or the file is damaged; load an earlier one. This module's tensors are "
-            "as they were."
+            "The run that wrote it had diverged, or the file is damaged; load an earlier one. This module is unchanged."
         )
