@@ -3,7 +3,7 @@
     python benchmarks/battery.py --peer PATH --out docs/benchmarks
 
 Each contestant runs in a process of its own; ``--peer PATH`` is a folder with another library that imports as
-``orthogonium``. An exception, a crash or a check that takes more than 150 seconds is a failure, with its reason.
+``orthogonium``. An exception, a crash or a check that takes more than 200 seconds is a failure, with its reason.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LIMIT = 150
+LIMIT = 200
 
 
 def serve(name: str, preset: str) -> None:
