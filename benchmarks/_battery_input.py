@@ -243,6 +243,8 @@ def tied(subject: Contestant) -> None:
 
     def build() -> Any:
         layers = [subject.wrap(first), subject.wrap(second)]
+        if layers[0] is not first:  # a class of layers: its users tie the free tensors
+            layers[1].parametrizations.weight.original = free_of(layers[0])
         free = {id(free_of(layer)): free_of(layer) for layer in layers}
         optimizer = torch.optim.SGD(free.values(), 0.1)
         layers[1](layers[0](gaussian(4, N))).square().sum().backward()
