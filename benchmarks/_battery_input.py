@@ -176,7 +176,10 @@ def _cast(subject: Contestant, dtype: torch.dtype) -> None:
 def float64(subject: Contestant) -> None:
     """``.double()`` keeps the promise, with more than float32 digits in the weight."""
     _cast(subject, torch.float64)
-    weight = subject.layer(N).double().weight
+    layer = subject.layer(N).double()
+    with torch.no_grad():
+        free_of(layer).add_(gaussian(*free_of(layer).shape, dtype=torch.float64) * 0.1)
+    weight = layer.weight
     if torch.equal(weight.float().double(), weight):
         raise Refused("the weight is rounded to float32")
 
