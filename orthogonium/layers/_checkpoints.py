@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from orthogonium.linalg import NonFiniteError
 from orthogonium.parametrizations import Constraint, checkpoint_code, source_of
 
 
@@ -25,6 +26,9 @@ class Translation:
         free += [name for name, _ in parametrization.named_buffers(recurse=False)]
         first = getattr(parametrization, free[0])
         matrix_key, extra = f"{inside}{free[0]}", f"{inside}0._extra_state"
+        _check_finite(constraint.label, state, plain, constraint._weight_shape(first))
+        for name in free:
+            _check_finite(constraint.label, state, f"{inside}{name}", tuple(getattr(parametrization, name).shape))
         if plain in state and matrix_key not in state:
             shape = constraint._weight_shape(first)  # without the weight, which uninitialised memory may not have
             if not isinstance(state[plain], Tensor) or tuple(state[plain].shape) != shape:
@@ -60,3 +64,22 @@ class Translation:
             del state[key]
         for key, value in own.items():
             state.setdefault(f"{inside}{key}", value)
+
+
+def _check_finite(label: str, state: dict[str, Any], key: str, shape: tuple[int, ...]) -> None:
+    """Raise before anything is copied; torch reports other shapes, whose entries are not touched.
+
+    Raises:
+        NonFiniteError: the entry holds NaN or Inf.
+    """
+    value = state.get(key)
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        return
+    if tuple(value.shape) != shape or value.is_meta:
+        return
+    bad = value.numel() - int(value.isfinite().sum())
+    if bad:
+        raise NonFiniteError(
+            f"{label} cannot be loaded: the checkpoint holds NaN or Inf in {bad} of {value.numel()} entries of {key}. "
+            "The run that wrote it had diverged, or the file is damaged; load an earlier one. This module is unchanged."
+        )

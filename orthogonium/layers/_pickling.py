@@ -1,5 +1,6 @@
-"""Pickling of torch modules with a constraint: torch makes a class for each, which has no import path."""
+"""Pickles and deep copies of torch modules with a constraint: torch makes a class for each, without an import path."""
 
+from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,8 @@ def make_picklable(module: nn.Module) -> None:
 
 def adapt_class(module: nn.Module) -> None:
     """What the class that torch made for ``module`` has to do differently from its own."""
+    if not hasattr(type(module).__bases__[0], "__deepcopy__"):
+        type(module).__deepcopy__ = _deep_copied  # type: ignore[attr-defined]
     check_sides_in_calls(module)
     if isinstance(module, nn.RNNBase):
         read_weights_at_each_call(module)
@@ -39,6 +42,21 @@ def _empty(cls: type[nn.Module]) -> nn.Module:
 
 def _restore(module: nn.Module, state: dict[str, Any]) -> None:
     vars(module).update(state)
+    _give_class(module)
+
+
+def _deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy with a class of its own: in torch's copies it is shared, and removal from one takes it from all."""
+    if id(module) not in memo:
+        copied = _empty(type(module).__bases__[0])
+        memo[id(module)] = copied
+        vars(copied).update(deepcopy(vars(module), memo))
+        _give_class(copied)
+    found: nn.Module = memo[id(module)]
+    return found
+
+
+def _give_class(module: nn.Module) -> None:
     parametrize._inject_new_class(module)
     for name in module.parametrizations:  # type: ignore[union-attr]
         parametrize._inject_property(module, name)

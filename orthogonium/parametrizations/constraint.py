@@ -173,12 +173,17 @@ def _must_recompute(original: Tensor) -> bool:
     """Whether somebody traces, transforms or wraps tensors, so that a remembered weight would be wrong."""
     return (
         torch.compiler.is_compiling()
-        or type(original) not in (Tensor, nn.Parameter)
+        or not _is_watched(original)
         or differentiates_forward()
         or torch.jit.is_tracing()
         or original.is_meta
         or original.is_inference()
     )
+
+
+def _is_watched(original: Tensor) -> bool:
+    """Whether changes of this tensor are noticed: who differentiates a plain one, as ``gradcheck``, may hide them."""
+    return type(original) is nn.Parameter or (type(original) is Tensor and not original.requires_grad)
 
 
 def _compiles_without_gradient(originals: Sequence[Tensor]) -> bool:

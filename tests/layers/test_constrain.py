@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from orthogonium.layers import OrthoConv2d, OrthoConvTranspose2d, orthogonal, singular_values
+from orthogonium.layers import OrthoConv2d, OrthoConvTranspose2d, OrthoLSTM, orthogonal, singular_values
 from orthogonium.layers.constrain import almost_orthogonal
 from orthogonium.linalg import orthogonality_defect
 from orthogonium.parametrizations.constraint import _remembered
@@ -174,3 +174,30 @@ def test_what_compiled_evaluation_looks_up_lies_in_memory_as_announced():
     found = _remembered(free, constraint._number, list(module.weight.shape))
     assert found.stride() == torch.empty_like(found, memory_format=torch.contiguous_format).stride()
     assert torch.equal(found, module.weight)
+
+
+MODULES = [lambda: OrthoConv2d(4, 4, 3), lambda: orthogonal(nn.Linear(4, 3)), lambda: OrthoLSTM(3, 4)]
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_a_deep_copy_outlives_removal_from_its_original(make):
+    module = make()
+    name = next(iter(module.parametrizations))
+    twin = copy.deepcopy(module)
+    both = nn.ModuleList([twin, twin])
+    again = copy.deepcopy(both)
+    assert again[0] is again[1]
+    remove_parametrizations(module, name)
+    for found in (twin, again[0]):
+        expected = getattr(module, name)
+        assert torch.equal(getattr(found, name), expected)
+        remove_parametrizations(found, name)
+        assert torch.equal(getattr(found, name), expected)
+
+
+def test_deep_copies_keep_ties():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    pair = copy.deepcopy(nn.ModuleList([orthogonal(first), orthogonal(second)]))
+    assert pair[0].parametrizations.weight.original is pair[1].parametrizations.weight.original
+    assert pair[0].parametrizations.weight.original is not first.parametrizations.weight.original

@@ -298,3 +298,25 @@ def test_a_singular_start_trains():
         (layer.weight - target).square().sum().backward()
         optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), target, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("preset", ["default", "exp"])
+def test_a_checkpoint_with_nan_changes_nothing(preset, value):
+    layer = OrthoLinear(6, 4, ortho_params=PRESETS[preset])
+    for source in (OrthoLinear(6, 4, ortho_params=PRESETS[preset]), nn.Linear(6, 4)):
+        state = source.state_dict()
+        key = "weight" if "weight" in state else "parametrizations.weight.original"
+        state[key][0, 0] = value
+        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        with pytest.raises(ValueError, match=rf"NaN or Inf in 1 of 24 entries of {key}"):
+            layer.load_state_dict(state)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+
+
+def test_a_small_file_cannot_ask_for_much_memory():
+    """A tensor of one number, expanded to 100,000 x 100,000, is refused by its shape: 10 GB to look at its entries."""
+    layer = OrthoLinear(3, 3)
+    state = layer.state_dict() | {"parametrizations.weight.original": torch.full((1,), torch.nan).expand(10**5, 10**5)}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        layer.load_state_dict(state)

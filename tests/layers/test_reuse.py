@@ -278,3 +278,14 @@ def test_switching_modes_back_and_forth(layer):
         trained = layer.weight.detach().clone()
         layer.eval()
         assert torch.equal(layer.weight, trained)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_plain_tensor_that_is_differentiated_is_never_remembered(layer, training):
+    """``gradcheck`` moves its argument behind the version counter."""
+    layer.double().train(training)
+    name = "parametrizations.weight.original"
+    x = X.double()
+    assert torch.autograd.gradcheck(
+        lambda free: torch.func.functional_call(layer, {name: free}, (x,)), free_of(layer).detach().requires_grad_()
+    )
