@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from orthogonium.linalg._precision import in_working_precision
+from orthogonium.linalg._products import symmetric_product
 from orthogonium.linalg.minimax import inverse_sqrt_coefficients, inverse_sqrt_radius
 from orthogonium.linalg.polar import polar
 
 _SMALLEST = 192  # below, calls cost more than products, and `polar` is as good
-_LEAF = 384  # blocks below this side are computed whole
 _POWERS, _MARGIN = 4, 1.2
 _REACH = 0.4  # spread of W Wᵀ around its mean beyond which more general ways are shorter
 
@@ -20,7 +20,7 @@ def polar_after_step(matrix: Tensor) -> Tensor:
     """:func:`~orthogonium.linalg.polar` for matrices near orthogonal ones, forward only.
 
     ``Q = p(E) W / √c`` with ``c (I + E) = W Wᵀ`` and the polynomial ``p(x) ≈ (1 + x)^(−½)``, as there. Two things make
-    it shorter: every product but the last has a symmetric result, of which up to three eighths need not be computed,
+    it shorter: every product but the last has a symmetric result, of which only one half need be computed,
     and the degree is chosen by an estimate of ``‖E‖₂`` (power iteration, a fifth added) where a certain bound would
     be two or three times larger. What the estimate left uncertain is checked afterwards on a vector,
     and where ``Q`` is not orthogonal, or ``W`` was not near, :func:`~orthogonium.linalg.polar` takes over.
@@ -68,26 +68,6 @@ def _wide(matrix: Tensor) -> Tensor:
     missing = torch.linalg.vector_norm(_times(q, _times(q.mT, probe)) - probe, dim=-1)
     # rounding alone leaves a Frobenius norm of about n eps / 4
     return q if bool((missing <= max(8 * rows**0.5, 0.5 * rows) * eps).all()) else polar(q)
-
-
-def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
-    """``A B`` where it is known to be symmetric: blocks below the diagonal are mirrored, not computed."""
-    result = left.new_empty((*left.shape[:-1], right.shape[-1]))
-    _fill(result, left, right)
-    return result
-
-
-def _fill(result: Tensor, left: Tensor, right: Tensor) -> None:
-    side = result.shape[-1]
-    if side < _LEAF:
-        result.copy_(left @ right)
-        return
-    half = side // 2
-    corner = left[..., :half, :] @ right[..., :, half:]
-    result[..., :half, half:] = corner
-    result[..., half:, :half] = corner.mT
-    for part in (slice(None, half), slice(half, None)):
-        _fill(result[..., part, part], left[..., part, :], right[..., :, part])
 
 
 def _polynomial(error: Tensor, square: Tensor, c: tuple[float, ...]) -> Tensor:

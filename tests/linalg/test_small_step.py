@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import orthogonium.linalg.small_step as room
 from orthogonium.linalg import NonFiniteError, orthogonality_defect, polar, polar_after_step
-from orthogonium.linalg.small_step import symmetric_product
+from orthogonium.linalg._products import symmetric_product
 from tests.helpers import contract, gaussian, orthogonal_matrix, polar_reference, rounding
 
 SHAPES = [(200, 200), (200, 260), (260, 200), (2, 192, 192), (420, 420), (5, 5)]
