@@ -78,6 +78,7 @@ def main() -> None:
         table.add_row(row["preset"], row["dtype"], str(row["n"]), str(row["steps"]), *figures)
     Console().print(table)
     if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         with (arguments.out / "lapack_ratio.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(cells[0]))
             writer.writeheader()
