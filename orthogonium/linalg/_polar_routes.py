@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from orthogonium.linalg._precision import (
+    largest,
     raise_if_not_finite,
     scaled_to_one,
+    smallest,
     smallest_safe_scale,
     times_power_of_two,
 )
@@ -60,14 +62,6 @@ def _route(kind: float, parameter: float) -> Tensor:
 _EIGENBASIS_ROUTE = _route(EIGENBASIS, 0)
 
 
-def _largest(values: Tensor) -> float:
-    return values.item() if values.ndim == 0 else values.amax().item()
-
-
-def _smallest(values: Tensor) -> float:
-    return values.item() if values.ndim == 0 else values.amin().item()
-
-
 def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     """The polar factor of ``(..., m, n)``, ``m ≤ n``, float32 or float64, by the cheapest road that is safe."""
     if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -78,7 +72,7 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     gram = symmetric_product(matrix, matrix.mT)
     mean = gram.diagonal(dim1=-2, dim2=-1).sum(-1).div_(matrix.shape[-2])
     safe = torch.finfo(matrix.dtype).tiny ** 0.75
-    if not (safe <= _smallest(mean) and _largest(mean) <= 1 / safe):  # also when NaN
+    if not (safe <= smallest(mean) and largest(mean) <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
     near = _near(matrix, gram, mean, budget)
@@ -100,15 +94,15 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
         return None
     reach = inverse_sqrt_radius(degrees[-1], tolerance)
     # ‖E‖_F² = ‖W Wᵀ‖_F²/c² − m sorts most matrices out at the price of one norm; ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
-    excess = _largest(torch.linalg.matrix_norm(gram) / mean) ** 2 - rows
+    excess = largest(torch.linalg.matrix_norm(gram) / mean) ** 2 - rows
     if not excess <= 1.1 * (reach * rows**0.25) ** 2:
         return None
     error = gram / mean[..., None, None]
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
-    size = _largest(torch.linalg.matrix_norm(error))
+    size = largest(torch.linalg.matrix_norm(error))
     square = symmetric_product(error, error)
     # two bounds on ‖E²‖₂: the Frobenius norm, and the largest row sum, which wins where many values share the error
-    squares = (_largest(torch.linalg.matrix_norm(square, kind)) for kind in ("fro", float("inf")))
+    squares = (largest(torch.linalg.matrix_norm(square, kind)) for kind in ("fro", float("inf")))
     spread = min(size, min(squares) ** 0.5)
     if spread > reach:
         return None
@@ -130,7 +124,7 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
     eigenvalues, basis = torch.linalg.eigh(gram)
-    ratio = _smallest(eigenvalues[..., 0] / eigenvalues[..., -1])
+    ratio = smallest(eigenvalues[..., 0] / eigenvalues[..., -1])
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:
         if matrix.dtype == torch.float64 or gram.dtype == torch.float64:

@@ -22,7 +22,7 @@ from torch.autograd import Function
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
-from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite, without_autocast
+from orthogonium.linalg._precision import differentiates_forward, largest, raise_if_not_finite, without_autocast
 from orthogonium.linalg._products import add_product, skew_part, symmetric_product
 from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
 
@@ -72,18 +72,14 @@ def _norm_bound(argument: _Argument) -> float:
     squared = torch.linalg.matrix_norm(argument.skew).square()
     if argument.thin:
         squared = squared + 2 * argument.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (_largest(squared) / 2) ** 0.5
+    return (largest(squared) / 2) ** 0.5
 
 
 def _norm_bound_by_square(square: Tensor) -> float:
     """The same from ``S²``, whose norms are much closer to ``‖S‖₂²`` for a large matrix."""
-    pairs = _largest(torch.linalg.matrix_norm(square)) / 2**0.5
-    rows = _largest(torch.linalg.matrix_norm(square, float("inf")))
+    pairs = largest(torch.linalg.matrix_norm(square)) / 2**0.5
+    rows = largest(torch.linalg.matrix_norm(square, float("inf")))
     return (1 + 1e-3) * min(pairs, rows) ** 0.5
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.item() if values.ndim == 0 else values.amax().item())
 
 
 def _polished(q: Tensor) -> Tensor:
