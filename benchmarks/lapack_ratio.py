@@ -3,13 +3,14 @@
     python benchmarks/lapack_ratio.py --seconds 3 --out docs/benchmarks
 
 The ratio is ``‖I − Q Qᵀ‖₁ / (n u)`` with the unit roundoff ``u`` (half of torch's ``eps``), products taken in float64:
-what LAPACK's own tests ask of a QR factorisation, where values up to 30 pass. Up to 1,000 Adam steps at a rate of 1e-2
-on a regression with random data, at n = 1024 up to 20; presets that are slower take as many as fit in ``--seconds`` of
-process time.
+what LAPACK's own tests ask of a QR factorisation, where values up to 30 pass. 1,000 Adam steps at a rate of 1e-2 on a
+regression with random data; slow presets take as many as fit in ``--seconds`` of process time. Each figure is
+written to ``lapack_ratio.csv`` when it is known, in place of an earlier one for the same preset, dtype and width.
 """
 
 import argparse
 import csv
+import itertools
 import math
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ from torch import Tensor
 
 import orthogonium as og
 
-STEPS = {16: 1000, 64: 1000, 256: 1000, 1024: 20}
+SIZES = (16, 64, 256, 1024)
+STEPS = 1000
+KEY = ("preset", "dtype", "n")
 
 
 def ratio(weight: Tensor, order: float = 1) -> float:
@@ -43,12 +46,12 @@ def measure(preset: str, dtype: torch.dtype, n: int, seconds: float) -> dict[str
     optimizer = torch.optim.Adam([free], 1e-2)
     x, target = torch.randn(2, 64, n, dtype=dtype)
     worst, began, done = ratio(layer.weight), time.process_time(), 0
-    while done < STEPS[n]:
+    while done < STEPS:
         optimizer.zero_grad()
         (layer(x) - target).square().mean().backward()
         optimizer.step()
         done += 1
-        if done % max(1, STEPS[n] // 10) == 0:
+        if done % (STEPS // 10) == 0:
             worst = max(worst, ratio(layer.weight))
         if time.process_time() - began > seconds:
             break
@@ -58,31 +61,37 @@ def measure(preset: str, dtype: torch.dtype, n: int, seconds: float) -> dict[str
     return row | {"ratio": last, "worst": max(worst, last), "spectral": spectral}
 
 
+def remember(row: dict[str, Any], path: Path) -> None:
+    """Put one row into the file of all rows, in the order of presets, dtypes and widths."""
+    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    rows = [old for old in rows if any(old[key] != str(row[key]) for key in KEY)]
+    rows.append({**row, **{key: f"{row[key]:.3g}" for key in ("ratio", "worst", "spectral")}})
+    rows.sort(key=lambda r: (list(og.PRESETS).index(r["preset"]), r["dtype"], int(r["n"])))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=60, help="process time for one preset, dtype and width")
-    parser.add_argument("--presets", nargs="+", default=list(og.PRESETS))
-    parser.add_argument("--sizes", nargs="+", type=int, choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--presets", nargs="+", choices=list(og.PRESETS), default=list(og.PRESETS))
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "float64"], default=["float32", "float64"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--out", type=Path, help="folder for lapack_ratio.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cells = [
-        measure(preset, dtype, n, arguments.seconds)
-        for preset in arguments.presets
-        for dtype in (torch.float32, torch.float64)
-        for n in arguments.sizes
-    ]
     table = Table("preset", "dtype", "n", "steps", "ratio", "worst on the way", "with the 2-norm")
-    for row in cells:
-        figures = (f"{row[key]:.2f}" for key in ("ratio", "worst", "spectral"))
-        table.add_row(row["preset"], row["dtype"], str(row["n"]), str(row["steps"]), *figures)
-    Console().print(table)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with (arguments.out / "lapack_ratio.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(cells[0]))
-            writer.writeheader()
-            writer.writerows({**row, **{k: f"{row[k]:.3g}" for k in ("ratio", "worst", "spectral")}} for row in cells)
+    for dtype, n, preset in itertools.product(arguments.dtypes, arguments.sizes, arguments.presets):
+        row = measure(preset, getattr(torch, dtype), n, arguments.seconds)
+        figures = (f"{row[key]:.2f}" for key in ("ratio", "worst", "spectral"))
+        table.add_row(row["preset"], row["dtype"], str(row["n"]), str(row["steps"]), *figures)
+        if arguments.out:
+            remember(row, arguments.out / "lapack_ratio.csv")
+    Console().print(table)
 
 
 if __name__ == "__main__":
