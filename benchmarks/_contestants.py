@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -18,8 +19,12 @@ from torch import Tensor, nn
 Weight = Callable[[], Tensor]
 
 
+@cache
 def start_matrix(shape: tuple[int, ...], start: str, seed: int = 0) -> Tensor:
-    """``near`` (singular values within 2 % of one), ``kappa-K`` (log-spaced down to 1/K), or ``gaussian``."""
+    """``near`` (singular values within 2 % of one), ``kappa-K`` (log-spaced down to 1/K), or ``gaussian``.
+
+    In float64, to be copied.
+    """
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(shape, generator=generator, dtype=torch.float64)
     if start == "gaussian":
@@ -99,13 +104,20 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
-def timed(action: Callable[[], object], device: str, repeats: int) -> float:
-    """Median seconds of one call."""
+def timed(action: Callable[[], object], device: str, seconds: float) -> float:
+    """Median seconds of one call over blocks of at least two milliseconds, for about ``seconds`` in all."""
+    began = clock(device)
+    action()
+    single = max(clock(device) - began, 1e-6)
+    if single >= seconds:
+        return single
+    calls = max(1, int(2e-3 / single))
     samples = []
-    for _ in range(repeats):
+    for _ in range(max(1, min(25, int(seconds / (calls * single))))):
         began = clock(device)
-        action()
-        samples.append(clock(device) - began)
+        for _ in range(calls):
+            action()
+        samples.append((clock(device) - began) / calls)
     return median(samples)
 
 
@@ -154,13 +166,14 @@ def quality(weight: Weight, leaf: Tensor, free: Tensor) -> dict[str, float]:
 def answer(library: str, request: dict[str, Any]) -> dict[str, Any]:
     """Measure one contestant on one start; ``method`` ``pair`` is the unit: two products of that shape."""
     torch.manual_seed(0)
-    device, repeats, shape = request["device"], request["repeats"], tuple(request["shape"])
+    device, seconds, shape = request["device"], request["seconds"], tuple(request["shape"])
     dtype = getattr(torch, request["dtype"])
     free = start_matrix(shape, request["start"]).to(device=device, dtype=dtype) * request["scale"]
     if request["method"] == "pair":
         small = (lambda: (free @ free.mT) @ free) if shape[-2] <= shape[-1] else (lambda: free @ (free.mT @ free))
         small()
-        return {"forward": timed(small, device, repeats)}
+        small()
+        return {"forward": timed(small, device, seconds / 4)}
     weight, leaf = contestant(library, request["method"], free)
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(free)
 
@@ -174,10 +187,11 @@ def answer(library: str, request: dict[str, Any]) -> dict[str, Any]:
 
     try:
         forward()
-        result = {"forward": timed(forward, device, repeats), "both": math.nan}
+        forward()  # the first call may be slow, and would set the size of a block
+        result = {"forward": timed(forward, device, seconds), "both": math.nan}
         if weight().requires_grad:
             step()
-            result["both"] = timed(step, device, repeats)
+            result["both"] = timed(step, device, seconds)
         if request["quality"]:
             result |= quality(weight, leaf, free)
             result["saved"] = saved_weights(weight, leaf)

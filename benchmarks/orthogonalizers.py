@@ -137,14 +137,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     todo = entries(shapes, arguments.starts, libraries)
     samples: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     order = random.Random(0)
-    common = {"device": arguments.device, "dtype": arguments.dtype, "scale": 1.0}
+    common = {"device": arguments.device, "dtype": arguments.dtype, "scale": 1.0, "seconds": arguments.seconds}
     for shape in shapes:
         here = [entry for entry in todo if entry[2] == shape]
-        repeats = max(1, min(25, int(3e7 / (shape[-1] * shape[-2] * min(shape[-2:])))))
         for turn in track(range(arguments.rounds), description="x".join(map(str, shape)), transient=True):
             order.shuffle(here)
             for library, method, _, start in here:
-                request = {"method": method, "shape": shape, "start": start, "repeats": repeats, **common}
+                request = {"method": method, "shape": shape, "start": start, **common}
                 pair = workers[library].ask(**(request | {"method": "pair", "quality": False}))["forward"]
                 reply = workers[library].ask(**request, quality=turn == 0)
                 if "error" not in reply:
@@ -234,7 +233,8 @@ def main() -> None:
     parser.add_argument("--own", action="store_true", help="leave geotorch and deel-torchlip out")
     parser.add_argument("--shapes", nargs="+", default=["x".join(map(str, s)) for s in SHAPES])
     parser.add_argument("--starts", nargs="+", default=["kappa-4", "kappa-20", "near"])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.1, help="for one figure in one round, if several calls fit")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path, help="folder for orthogonalizers.csv and .png")

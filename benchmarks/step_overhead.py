@@ -80,10 +80,10 @@ def serve(library: str) -> None:
 
         model.train()
         step()
-        trained = timed(step, request["device"], request["repeats"])
+        trained = timed(step, request["device"], request["seconds"])
         model.eval()
         evaluate()
-        evaluated = timed(evaluate, request["device"], 4 * request["repeats"])
+        evaluated = timed(evaluate, request["device"], request["seconds"] / 4)
         print(json.dumps({"step": trained, "evaluation": evaluated}), flush=True)
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a constrained training step.")
     parser.add_argument("--peer", help="folder of a library that imports as orthogonium")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.4, help="for one training figure in one round")
     parser.add_argument("--compile", action="store_true", help="also every preset under torch.compile(fullgraph=True)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="folder for step_overhead.csv")
@@ -116,7 +116,7 @@ def main() -> None:
     for _ in track(range(arguments.rounds), description="rounds", transient=True):
         order.shuffle(todo)
         for library, model, preset in todo:
-            request = {"model": model, "preset": preset, "device": arguments.device, "repeats": arguments.repeats}
+            request = {"model": model, "preset": preset, "device": arguments.device, "seconds": arguments.seconds}
             samples[(library, model, preset)].append(workers[library].ask(**request))
     rows = []
     for key, replies in sorted(samples.items(), key=lambda item: item[0][::-1]):

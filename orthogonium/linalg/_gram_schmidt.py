@@ -9,13 +9,14 @@ from torch.autograd import Function
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import (
+    largest,
     raise_if_not_finite,
     scaled_to_one,
     smallest_safe_scale,
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, lower_product
+from orthogonium.linalg._products import add_product, gram_error, lower_product, skew_part
 
 Factors = tuple[Tensor, Tensor]
 _ORDINARY = torch.tensor(False)  # see `_lq_forward`
@@ -66,13 +67,13 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     """
     lower = torch.linalg.cholesky_ex(lower_product(matrix, matrix.mT)).L
     q = solve_lower(lower, matrix)
-    step = lower_product(q, q.mT).tril_()
-    step.diagonal(dim1=-2, dim2=-1).sub_(1).mul_(0.5)
+    error = gram_error(q)
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    size = torch.linalg.matrix_norm(step)  # of E without its upper triangle, and half of the diagonal
-    if not 2 * (size if size.ndim == 0 else size.amax()).item() <= limit:
+    if not largest(torch.linalg.matrix_norm(error)) <= limit:
         return None
+    step = error.tril_()
+    step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
     return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
 
 
@@ -105,7 +106,7 @@ def _lq_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @opaque(lambda grad, q, lower, special: torch.empty_like(grad, memory_format=torch.contiguous_format))
 def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Tensor:
-    """``L⁻ᵀ (G − S Q)`` with ``S`` the symmetric matrix whose lower triangle is that of ``G Qᵀ``.
+    """``L⁻ᵀ (G − S Q)`` with ``S`` the symmetric matrix whose lower triangle is that of ``C = G Qᵀ``.
 
     Rows that depend on earlier ones (a zero on the diagonal of ``L``, to rounding) get the gradient zero, and a zero
     matrix that of ``L = I``.
@@ -114,9 +115,12 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
         flat = _lq_backward(*(t.flatten(0, -3) for t in (grad, q, lower)), special)
         return flat.unflatten(0, grad.shape[:-2])
     with without_autocast(grad):
-        lower_part = (grad @ q.mT).tril_()
-        strict = lower_part.tril(-1)
-        right = add_product(grad, lower_part.add_(strict.mT), q, scale=-1.0)
+        cross = grad @ q.mT
+        if q.shape[-2] == q.shape[-1]:  # then G = C Q
+            right = skew_part(cross).triu_(1) @ q
+        else:
+            strict = cross.tril_().tril(-1)
+            right = add_product(grad, cross.add_(strict.mT), q, scale=-1.0)
         if special.item():
             lower, right = _regular(lower, right)
         return solve_lower_transposed(lower, right)

@@ -69,19 +69,19 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     if budget == SVD_ONLY:
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    gram = symmetric_product(matrix, matrix.mT)
-    mean = gram.diagonal(dim1=-2, dim2=-1).sum(-1).div_(matrix.shape[-2])
-    safe = torch.finfo(matrix.dtype).tiny ** 0.75
-    if not (safe <= smallest(mean) and largest(mean) <= 1 / safe):  # also when NaN
+    size = torch.linalg.matrix_norm(matrix)
+    safe = torch.finfo(matrix.dtype).tiny ** 0.375
+    if not (safe <= smallest(size) and largest(size) <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    near = _near(matrix, gram, mean, budget)
+    gram = symmetric_product(matrix, matrix.mT)
+    near = _near(matrix, gram, size.square(), budget)
     if near is not None:
         return near
     return by_minimax(matrix) if matrix.is_cuda else by_eigenbasis(matrix, gram)
 
 
-def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | None:
+def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | None:
     """``Q = p(E) W / √c`` with ``c (I + E) = W Wᵀ`` and ``p(x) ≈ (1 + x)^(−½)``, if ``E`` is small enough.
 
     ``‖E‖₂ ≤ ‖E²‖_F^½`` bounds the spectrum before anything is spent, so the result is known to be orthogonal to
@@ -94,9 +94,10 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
         return None
     reach = inverse_sqrt_radius(degrees[-1], tolerance)
     # ‖E‖_F² = ‖W Wᵀ‖_F²/c² − m sorts most matrices out at the price of one norm; ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
-    excess = largest(torch.linalg.matrix_norm(gram) / mean) ** 2 - rows
+    excess = (rows * largest(torch.linalg.matrix_norm(gram) / trace)) ** 2 - rows
     if not excess <= 1.1 * (reach * rows**0.25) ** 2:
         return None
+    mean = trace / rows
     error = gram / mean[..., None, None]
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
     size = largest(torch.linalg.matrix_norm(error))
@@ -124,14 +125,14 @@ def _near(matrix: Tensor, gram: Tensor, mean: Tensor, budget: int) -> Routed | N
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
     eigenvalues, basis = torch.linalg.eigh(gram)
-    ratio = smallest(eigenvalues[..., 0] / eigenvalues[..., -1])
+    ratio = smallest(eigenvalues.select(-1, 0) / eigenvalues.select(-1, -1))
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:
         if matrix.dtype == torch.float64 or gram.dtype == torch.float64:
             return by_svd(matrix)
         double = matrix.double()
         return by_eigenbasis(matrix, double @ double.mT)
-    wide = matrix.to(gram.dtype)
+    wide = matrix if gram.dtype == matrix.dtype else matrix.double()
     values = eigenvalues.sqrt()
     if keeps_rotated(matrix):
         stretch = basis.mT @ wide
@@ -139,8 +140,10 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     else:
         stretch = values
         q = symmetric_product(basis / values[..., None, :], basis.mT) @ wide
-    q = newton_schulz(q).to(matrix.dtype)
-    return q, basis.to(matrix.dtype), stretch.to(matrix.dtype), _EIGENBASIS_ROUTE.clone()
+    q = newton_schulz(q)
+    if gram.dtype != matrix.dtype:
+        q, basis, stretch = q.to(matrix.dtype), basis.to(matrix.dtype), stretch.to(matrix.dtype)
+    return q, basis, stretch, _EIGENBASIS_ROUTE.clone()
 
 
 def by_svd(matrix: Tensor) -> Routed:

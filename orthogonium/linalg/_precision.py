@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from orthogonium._checks import check_floating, check_matrix
 
 Rest = ParamSpec("Rest")
+_NOTHING = nullcontext()
 
 
 class NonFiniteError(ValueError):
@@ -36,9 +37,11 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which no product is rounded to half precision behind our back."""
+    if not torch._C._is_any_autocast_enabled():
+        return _NOTHING
     device = tensor.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return nullcontext()
+        return _NOTHING
     return torch.autocast(device, enabled=False)
 
 

@@ -46,8 +46,22 @@ def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
+def gram_error(matrix: Tensor) -> Tensor:
+    """``Q Qᵀ − I``, ``(..., m, m)``. Not differentiable."""
+    if matrix.ndim > 3 or _worth_strips(matrix):
+        error = symmetric_product(matrix, matrix.mT)
+        error.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        return error
+    identity = torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+    if matrix.ndim == 2:
+        return torch.addmm(identity, matrix, matrix.mT, beta=-1)
+    return torch.baddbmm(identity, matrix, matrix.mT, beta=-1)
+
+
 def skew_part(matrix: Tensor) -> Tensor:
-    """``A − Aᵀ``. A copy in the other layout is made by blocks, and is faster than arithmetic across layouts."""
+    """``A − Aᵀ``. A copy in the other layout is made by blocks: faster than arithmetic across layouts, if large."""
+    if matrix.shape[-1] <= _STRIP:
+        return matrix - matrix.mT
     flipped = matrix.mT.clone(memory_format=torch.contiguous_format)
     return torch.sub(matrix, flipped, out=flipped)
 
