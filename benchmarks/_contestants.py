@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import median
 from typing import Any
@@ -119,6 +119,20 @@ def timed(action: Callable[[], object], device: str, seconds: float) -> float:
             action()
         samples.append((clock(device) - began) / calls)
     return median(samples)
+
+
+def timed_beside(actions: Sequence[Callable[[], object]], device: str, seconds: float) -> list[float]:
+    """Median seconds of one call of each, in blocks that take turns, so that a slow minute is shared by all."""
+    calls = [max(1, int(2e-3 / max(timed(action, device, 0.0), 1e-6))) for action in actions]
+    samples: list[list[float]] = [[] for _ in actions]
+    end = clock(device) + seconds
+    while len(samples[0]) < 3 or (clock(device) < end and len(samples[0]) < 50):
+        for action, count, found in zip(actions, calls, samples, strict=True):
+            began = clock(device)
+            for _ in range(count):
+                action()
+            found.append((clock(device) - began) / count)
+    return [median(found) for found in samples]
 
 
 def saved_weights(weight: Weight, leaf: Tensor) -> float:

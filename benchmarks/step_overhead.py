@@ -2,8 +2,9 @@
 
     python benchmarks/step_overhead.py --peer PATH --out docs/benchmarks
 
-Medians of process time (wall time on a GPU) over interleaved rounds; each library in a process of its own. One step
-is forward, backward and Adam.
+Medians of process time (wall time on a GPU) over rounds in a random order; each library in a process of its own. One
+step is forward, backward and Adam. A ratio compares calls that took turns in the same second, with ``nn.Linear`` (and,
+for compiled models, with the same model not compiled).
 """
 
 import argparse
@@ -13,11 +14,13 @@ import random
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from _contestants import timed
+from _contestants import timed_beside
 from torch import nn
 
 # name: (width, depth, batch)
@@ -47,44 +50,53 @@ def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.
     return nn.Sequential(*parts[:-1]).to(device)
 
 
+def prepared(library: str, name: str, preset: str, device: str) -> dict[str, Callable[[], None]]:
+    """A training step and an evaluation of one model."""
+    width, depth, batch = MODELS[name]
+    model = build(library, preset, width, depth, device)
+    if preset.endswith(" fused"):
+        import orthogonium
+
+        orthogonium.fused(model)
+    if preset.endswith(" compiled"):
+        model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
+    x = torch.randn(batch, width, device=device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        if not model.training:
+            model.train()
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    def evaluate() -> None:
+        if model.training:
+            model.eval()
+        with torch.no_grad():
+            model(x)
+
+    for action in (step, evaluate):  # compiles, and fills caches
+        action()
+        action()
+    return {"step": step, "evaluation": evaluate}
+
+
 def serve(library: str) -> None:
-    """Answer requests, one JSON object a line; models are built once."""
+    """One JSON object a line: seconds of a preset, of a plain model, and of the preset not compiled."""
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # one model after the other through the same code
-    kept: dict[str, Any] = {}
+    make = cache(prepared)
     for line in sys.stdin:
         request = json.loads(line)
-        key = f"{request['model']} {request['preset']}"
-        if key not in kept:
-            width, depth, batch = MODELS[request["model"]]
-            model = build(library, request["preset"], width, depth, request["device"])
-            handle = None
-            if request["preset"].endswith(" fused"):
-                import orthogonium
-
-                handle = orthogonium.fused(model)
-            x = torch.randn(batch, width, device=request["device"])
-            if request["preset"].endswith(" compiled"):
-                model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
-            kept[key] = model, torch.optim.Adam(model.parameters(), lr=1e-3), x, handle
-        model, optimizer, x, _ = kept[key]
-
-        def step(model: nn.Module = model, optimizer: Any = optimizer, x: torch.Tensor = x) -> None:
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-
-        def evaluate(model: nn.Module = model, x: torch.Tensor = x) -> None:
-            with torch.no_grad():
-                model(x)
-
-        model.train()
-        step()
-        trained = timed(step, request["device"], request["seconds"])
-        model.eval()
-        evaluate()
-        evaluated = timed(evaluate, request["device"], request["seconds"] / 4)
-        print(json.dumps({"step": trained, "evaluation": evaluated}), flush=True)
+        preset, device = request["preset"], request["device"]
+        beside = dict.fromkeys([preset, "plain", preset.removesuffix(" compiled")])
+        models = [make(library, request["model"], name, device) for name in beside]
+        reply: dict[str, list[float]] = {}
+        for what, share in (("step", 1.0), ("evaluation", 0.5)):
+            actions = [model[what] for model in models]
+            reply[what] = timed_beside(actions, device, share * request["seconds"])
+        print(json.dumps(reply), flush=True)
 
 
 def main() -> None:
@@ -111,7 +123,7 @@ def main() -> None:
         library: Worker(library, arguments.peer if library == "peer" else None, script=Path(__file__))
         for library in dict.fromkeys(library for library, *_ in todo)
     }
-    samples: dict[tuple[str, ...], list[dict[str, float]]] = defaultdict(list)
+    samples: dict[tuple[str, ...], list[dict[str, list[float]]]] = defaultdict(list)
     order = random.Random(0)
     for _ in track(range(arguments.rounds), description="rounds", transient=True):
         order.shuffle(todo)
@@ -119,21 +131,23 @@ def main() -> None:
             request = {"model": model, "preset": preset, "device": arguments.device, "seconds": arguments.seconds}
             samples[(library, model, preset)].append(workers[library].ask(**request))
     rows = []
-    for key, replies in sorted(samples.items(), key=lambda item: item[0][::-1]):
-        library, model, preset = key
-        plain = samples[("ours", model, "plain")]
+    for (library, model, preset), replies in samples.items():
         row: dict[str, Any] = {"model": model, "library": library, "preset": preset}
         for what in ("step", "evaluation"):
-            mine = statistics.median(reply[what] for reply in replies)
-            row[f"{what}_ms"] = 1e3 * mine
-            row[f"{what}_ratio"] = mine / statistics.median(reply[what] for reply in plain)
+            median = [statistics.median(column) for column in zip(*(reply[what] for reply in replies), strict=True)]
+            ratios = [reply[what][0] / reply[what][min(1, len(reply[what]) - 1)] for reply in replies]
+            row[f"{what}_ms"], row[f"{what}_ratio"] = 1e3 * median[0], statistics.median(ratios)
+            eager = [reply[what][0] / reply[what][-1] for reply in replies] if preset.endswith(" compiled") else []
+            row[f"{what}_to_eager"] = statistics.median(eager) if eager else ""
         rows.append(row)
     rows.sort(key=lambda row: (row["model"], row["step_ms"]))
-    table = Table("model", "library", "preset", "step", "× plain", "evaluation", "× plain")
+    table = Table("model", "library", "preset", "step", "× plain", "× eager", "evaluation", "× plain", "× eager")
     for row in rows:
-        step, evaluation = f"{row['step_ms']:.2f} ms", f"{row['evaluation_ms']:.3f} ms"
-        ratios = f"{row['step_ratio']:.2f}", f"{row['evaluation_ratio']:.2f}"
-        table.add_row(row["model"], row["library"], row["preset"], step, ratios[0], evaluation, ratios[1])
+        cells = [row["model"], row["library"], row["preset"]]
+        for what in ("step", "evaluation"):
+            eager = row[f"{what}_to_eager"]
+            cells += [f"{row[f'{what}_ms']:.2f} ms", f"{row[f'{what}_ratio']:.2f}", f"{eager:.2f}" if eager else ""]
+        table.add_row(*cells)
     Console(width=120).print(table)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
