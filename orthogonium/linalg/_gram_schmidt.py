@@ -17,6 +17,7 @@ from orthogonium.linalg._precision import (
     without_autocast,
 )
 from orthogonium.linalg._products import add_product, gram_error, lower_product, skew_part
+from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 
 Factors = tuple[Tensor, Tensor]
 _ORDINARY = torch.tensor(False)  # see `_lq_forward`
@@ -199,3 +200,12 @@ def gram_schmidt(matrix: Tensor, method: str) -> Tensor:
     if matrix.shape[-2] > matrix.shape[-1]:
         return _apply(matrix.mT, method)[0].mT
     return _apply(matrix, method)[0]
+
+
+@with_pullback_in_working_precision
+def gram_schmidt_with_pullback(matrix: Tensor, method: str) -> tuple[Tensor, Pullback]:
+    """The same and the map from a gradient to that of ``matrix``, neither recorded by autograd."""
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return transposed(*gram_schmidt_with_pullback(matrix.mT, method))
+    factors = _lq_forward(matrix, method)
+    return factors[0], lambda grad: _lq_backward(grad, *factors)

@@ -8,6 +8,7 @@ from torch.autograd import Function
 
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._precision import in_working_precision, smallest_safe_scale, without_autocast
+from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg.polar import polar
 
 
@@ -48,9 +49,7 @@ class _PassThrough(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         matrix, _, ctx.damping = inputs
-        rows = min(matrix.shape[-2:])
-        scale = torch.linalg.matrix_norm(matrix, keepdim=True) / max(rows, 1) ** 0.5
-        ctx.save_for_backward(output, torch.where(scale > smallest_safe_scale(matrix.dtype), scale, 1.0))
+        ctx.save_for_backward(output, _scale(matrix))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -88,6 +87,12 @@ def _apply(matrix: Tensor, value: Tensor, damping: float) -> Tensor:
     return handed
 
 
+def _scale(matrix: Tensor) -> Tensor:
+    """The singular values' quadratic mean, one where that could not be divided by."""
+    scale = torch.linalg.matrix_norm(matrix, keepdim=True) / max(min(matrix.shape[-2:]), 1) ** 0.5
+    return torch.where(scale > smallest_safe_scale(matrix.dtype), scale, 1.0)
+
+
 def _damped(q: Tensor, grad: Tensor, damping: float, scale: Tensor) -> Tensor:
     cross = grad @ q.mT
     return (grad - (0.5 * damping) * (cross + cross.mT) @ q) / scale
@@ -103,4 +108,22 @@ def polar_pass_through(matrix: Tensor, beta: float = 0.5, steps: int = 12) -> Te
     """
     with torch.no_grad():
         value = polar(matrix, steps)
-    return _apply(matrix, value, 1.0 - (1.0 - 2.0 * beta) ** steps)
+    return _apply(matrix, value, _damping(beta, steps))
+
+
+@with_pullback_in_working_precision
+def polar_pass_through_with_pullback(matrix: Tensor, beta: float, steps: int) -> tuple[Tensor, Pullback]:
+    """The same and the map from a gradient to that of ``matrix``, neither recorded by autograd."""
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return transposed(*polar_pass_through_with_pullback(matrix.mT, beta, steps))
+    q, scale, damping = polar(matrix, steps), _scale(matrix), _damping(beta, steps)
+
+    def pullback(grad: Tensor) -> Tensor:
+        with without_autocast(grad):
+            return _damped(q, grad, damping, scale)
+
+    return q, pullback
+
+
+def _damping(beta: float, steps: int) -> float:
+    return 1.0 - (1.0 - 2.0 * beta) ** steps

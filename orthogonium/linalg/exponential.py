@@ -24,6 +24,7 @@ from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import differentiates_forward, largest, raise_if_not_finite, without_autocast
 from orthogonium.linalg._products import add_product, skew_part, symmetric_product
+from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
 
 Map = Literal["exponential", "cayley"]
@@ -259,3 +260,13 @@ def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor
         return _frame_composite(free, base, kind)
     frame: Tensor = apply(_Frame, free, base, kind, budget)[0]
     return frame
+
+
+@with_pullback_in_working_precision
+def skew_frame_with_pullback(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> tuple[Tensor, Pullback]:
+    """:func:`skew_frame` and the map from a gradient to that of ``free``, neither recorded by autograd."""
+    if free.shape[-2] < free.shape[-1]:
+        return transposed(*skew_frame_with_pullback(free.mT, base.mT, kind, budget))
+    base = base.to(free.dtype)
+    q, half = _frame_forward(free, base, kind, budget)
+    return q, lambda grad: _frame_backward(grad, free, base, half, kind, budget)

@@ -23,6 +23,7 @@ from orthogonium.linalg._polar_routes import (
 )
 from orthogonium.linalg._precision import in_working_precision, scaled_to_one, without_autocast
 from orthogonium.linalg._products import add_product, skew_part, symmetric_product
+from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
     lyapunov,
@@ -232,6 +233,18 @@ def polar(matrix: Tensor, budget: int = 12) -> Tensor:
 def polar_by_svd(matrix: Tensor) -> Tensor:
     """:func:`polar` by the float64 SVD alone: slower, for reference and for those who trust nothing else."""
     return _either_side(matrix, SVD_ONLY)
+
+
+@with_pullback_in_working_precision
+def polar_with_pullback(matrix: Tensor, budget: int = 12) -> tuple[Tensor, Pullback]:
+    """:func:`polar` and the map from a gradient to that of ``matrix``, neither recorded by autograd.
+
+    ``budget=-1`` is :func:`polar_by_svd`.
+    """
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return transposed(*polar_with_pullback(matrix.mT, budget))
+    routed = _polar_forward(matrix, budget)
+    return routed[0], lambda grad: _polar_backward(grad, matrix, *routed)
 
 
 @in_working_precision

@@ -1,9 +1,10 @@
 """Weights computed once, handed out many times: the bookkeeping between a free tensor and its readers.
 
 An `Evaluation` is the weights made from one state of one or several free tensors. Readers that need no gradient get the
-values; the others share one autograd node, whose backward pass goes through a private graph from the free tensors to
-the weights. That graph is freed after use like any other, and made again from the same free tensors when it is needed
-once more (a second loss on the same forward pass, or evaluation mode, where none is kept).
+values; the others share one autograd node, whose backward pass goes through the reverse of the computation: one in
+closed form where there is one, else a private graph from the free tensors to the weights. It is freed after use like
+any graph, and made again from the same free tensors when it is needed once more (a second loss on the same forward
+pass, or evaluation mode, where none is kept).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,22 +17,32 @@ from torch import Tensor
 from torch.autograd import Function
 
 Compute = Callable[[list[Tensor]], list[Tensor]]
+# gradients of the weights, None where one was not used, to those of the free tensors
+Reverse = Callable[[Sequence[Tensor | None]], list[Tensor | None]]
+ComputeWithReverse = Callable[[list[Tensor]], tuple[list[Tensor], Reverse]]
 
 
 class _Pullback:
-    """The private graph. It refers neither to the node nor to the module, so that nothing holds itself alive."""
+    """The way back. It refers neither to the node nor to the module, so that nothing holds itself alive."""
 
-    def __init__(self, compute: Compute, originals: Sequence[Tensor], spans: Sequence[range]) -> None:
-        self.compute, self.originals, self.spans = compute, list(originals), list(spans)
+    def __init__(
+        self, compute: Compute, originals: Sequence[Tensor], spans: Sequence[range], direct: ComputeWithReverse | None
+    ) -> None:
+        self.compute, self.originals, self.spans, self.direct = compute, list(originals), list(spans), direct
         self.versions = [t._version for t in self.originals]
-        self.graph: tuple[list[Tensor], list[Tensor]] | None = None
+        self.reverse: Reverse | None = None
         self.used = False
 
     def build(self) -> list[Tensor]:
+        """The weights, and the reverse for one backward pass."""
+        if self.direct is not None:
+            with torch.no_grad():
+                values, self.reverse = self.direct(self.originals)
+            return values
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in self.originals]
         with torch.enable_grad(), _unhooked():
             values = self.compute(leaves)
-        self.graph = leaves, values
+        self.reverse = lambda grads: self._selected(leaves, values, grads, create_graph=False)
         return values
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -41,12 +52,11 @@ class _Pullback:
                 "a constrained weight was used in a forward pass, and its free tensor was changed in place before the "
                 "backward pass. Call backward() before optimizer.step(), or read the weight again."
             )
-        if self.graph is None:
+        if self.reverse is None:
             self.build()
-        assert self.graph is not None
-        leaves, values = self.graph
-        self.graph = None
-        return self._selected(leaves, values, grads, create_graph=False)
+        assert self.reverse is not None
+        reverse, self.reverse = self.reverse, None
+        return reverse(grads)
 
     def differentiable_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         self.used = True
@@ -103,14 +113,21 @@ class Evaluation:
     Args:
         compute: a list of free tensors to the list of weights; must not refer to the holder of this object.
         originals: for each weight, the free tensors behind it.
-        keep_graph: build the private graph at once, as training needs; otherwise only when a gradient is asked for.
+        keep_graph: build the way back at once, as training needs; otherwise only when a gradient is asked for.
+        direct: the same as ``compute``, on tensors whose operations are not recorded, with its reverse.
     """
 
-    def __init__(self, compute: Compute, originals: Sequence[Sequence[Tensor]], keep_graph: bool) -> None:
+    def __init__(
+        self,
+        compute: Compute,
+        originals: Sequence[Sequence[Tensor]],
+        keep_graph: bool,
+        direct: ComputeWithReverse | None = None,
+    ) -> None:
         flat = [tensor for group in originals for tensor in group]
         ends = list(accumulate(len(group) for group in originals))
         spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
-        self._pullback = _Pullback(compute, flat, spans)
+        self._pullback = _Pullback(compute, flat, spans, direct)
         self._addresses = [t.data_ptr() for t in flat]
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))

@@ -15,6 +15,8 @@ from orthogonium.linalg import NonFiniteError
 from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
+from orthogonium.parametrizations.normalizers import BatchedIdentity
+from orthogonium.parametrizations.orthogonalizers import compute_with_reverse
 
 # where torch cannot tell, every traced program might be an exported one
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
@@ -59,6 +61,8 @@ class Constraint(nn.Module):
 
     @property
     def _normalizes(self) -> bool:
+        if type(self.normalizer) is BatchedIdentity:
+            return False
         return not getattr(self.orthogonalizer, "scale_invariant", False)
 
     def compute(self, *originals: Tensor) -> Tensor:
@@ -97,7 +101,8 @@ class Constraint(nn.Module):
                 return [_pipeline(normalizer, orthogonalizer, free)]
 
             keep_graph = self.training and torch.is_grad_enabled()
-            self._evaluation = Evaluation(compute, [originals], keep_graph), 0
+            direct = None if normalizer is not None else compute_with_reverse(orthogonalizer)
+            self._evaluation = Evaluation(compute, [originals], keep_graph, direct), 0
         assert self._evaluation is not None
         return self._evaluation
 

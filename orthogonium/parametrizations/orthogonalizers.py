@@ -7,6 +7,7 @@ normaliser.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,13 @@ from orthogonium.linalg import (
     qr_orthogonalize,
     skew_frame,
 )
+from orthogonium.linalg._gram_schmidt import gram_schmidt_with_pullback
+from orthogonium.linalg._polar_routes import SVD_ONLY
+from orthogonium.linalg._pullback import Pullback
+from orthogonium.linalg.bjorck import polar_pass_through_with_pullback
+from orthogonium.linalg.exponential import skew_frame_with_pullback
+from orthogonium.linalg.polar import polar_with_pullback
+from orthogonium.parametrizations._evaluation import ComputeWithReverse, Reverse
 
 
 class Orthogonalization(nn.Module):
@@ -44,13 +52,23 @@ class Orthogonalization(nn.Module):
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        """:meth:`orthogonalize` and the map from a gradient to that of ``matrix``, if that is known in closed form.
+
+        A class that overrides :meth:`orthogonalize` and not this method is differentiated by autograd.
+        """
+        raise NotImplementedError
+
     def orthogonalize_stack(self, peers: Sequence["Orthogonalization"], stack: Tensor) -> Tensor:
         """Several weights of one shape at once; ``peers`` are their hooks, in order."""
         return self.orthogonalize(stack)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def check_shape(self, weight: Tensor) -> None:
         if tuple(weight.shape[-2:]) != self.weight_shape[-2:]:
             raise ValueError(f"weight must have shape {self.weight_shape}, got {tuple(weight.shape)}")
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.check_shape(weight)
         return self.orthogonalize(weight)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -79,6 +97,9 @@ class BatchedPolarOrthogonalization(Orthogonalization):
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return polar(matrix)
 
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        return polar_with_pullback(matrix)
+
 
 class BatchedSVDOrthogonalization(Orthogonalization):
     """The nearest orthogonal matrix as ``U Vᵀ`` of the float64 singular value decomposition: slow, beyond doubt.
@@ -88,6 +109,9 @@ class BatchedSVDOrthogonalization(Orthogonalization):
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return polar_by_svd(matrix)
+
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        return polar_with_pullback(matrix, SVD_ONLY)
 
 
 class BatchedBjorckOrthogonalization(Orthogonalization):
@@ -124,6 +148,11 @@ class BatchedBjorckOrthogonalization(Orthogonalization):
             return polar_pass_through(matrix, self.beta, self.niters)
         return polar(matrix, self.niters)
 
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        if self.pass_through:
+            return polar_pass_through_with_pullback(matrix, self.beta, self.niters)
+        return polar_with_pullback(matrix, self.niters)
+
     def extra_repr(self) -> str:
         tail = ", pass_through=True" if self.pass_through else ""
         return f"{self.weight_shape}, beta={self.beta}, niters={self.niters}{tail}"
@@ -144,6 +173,9 @@ class BatchedCholeskyOrthogonalization(Orthogonalization):
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return cholesky_orthogonalize(matrix, self.stable)
 
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        return gram_schmidt_with_pullback(matrix, "cholesky_stable" if self.stable else "cholesky")
+
     def extra_repr(self) -> str:
         return f"{self.weight_shape}, stable={self.stable}"
 
@@ -153,6 +185,9 @@ class BatchedQROrthogonalization(Orthogonalization):
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return qr_orthogonalize(matrix)
+
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        return gram_schmidt_with_pullback(matrix, "householder")
 
 
 class _SkewOrthogonalization(Orthogonalization):
@@ -224,6 +259,9 @@ class BatchedExponentialOrthogonalization(_SkewOrthogonalization):
     def turn(self, free: Tensor, base: Tensor) -> Tensor:
         return skew_frame(free, base, "exponential", self.niters)
 
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        return skew_frame_with_pullback(matrix, self.base, "exponential", self.niters)
+
     def extra_repr(self) -> str:
         return f"{self.weight_shape}, niters={self.niters}"
 
@@ -233,3 +271,30 @@ class BatchedCayleyOrthogonalization(_SkewOrthogonalization):
 
     def turn(self, free: Tensor, base: Tensor) -> Tensor:
         return skew_frame(free, base, "cayley")
+
+    def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
+        return skew_frame_with_pullback(matrix, self.base, "cayley")
+
+
+@cache
+def _in_closed_form(kind: Any) -> bool:
+    """Whether :meth:`Orthogonalization.with_pullback` speaks of the value that this class computes."""
+    owner = next(base for base in kind.__mro__ if "with_pullback" in base.__dict__)
+    below = kind.__mro__[: kind.__mro__.index(owner)]
+    changed = {"__call__", "forward", "orthogonalize", "turn"}
+    return owner is not Orthogonalization and not any(changed & base.__dict__.keys() for base in below)
+
+
+def compute_with_reverse(hook: nn.Module) -> ComputeWithReverse | None:
+    """``[free]`` to ``([weight], reverse)`` without autograd; ``None`` for hooks that need it."""
+    if not isinstance(hook, Orthogonalization) or not _in_closed_form(type(hook)):  # type: ignore[arg-type]
+        return None
+    if hook._forward_hooks or hook._forward_pre_hooks or hook._backward_hooks or hook._backward_pre_hooks:
+        return None
+
+    def compute(free: list[Tensor]) -> tuple[list[Tensor], Reverse]:
+        hook.check_shape(free[0])
+        weight, pullback = hook.with_pullback(free[0])
+        return [weight], lambda grads: [None if grads[0] is None else pullback(grads[0])]
+
+    return compute
