@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("what", choices=["timing", "drift", "memory"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--side", type=int, default=16)
     parser.add_argument("--only", default="", help="part of a method's name")
