@@ -94,7 +94,7 @@ def keep_orthogonal(
 ) -> KeptOrthogonal:
     """Project the weights now, and again after each step of the optimiser, as :func:`orthogonalize_model` does.
 
-    A small step leaves a weight close to orthogonal, where the nearest orthogonal matrix costs three to six products:
+    A small step leaves a weight close to orthogonal, where the nearest orthogonal matrix costs three to five products:
     a polynomial whose error is bounded before anything is spent. Larger steps are noticed and take the general way.
 
     The hook belongs to the optimiser object: it survives ``optimizer.load_state_dict`` and learning-rate schedules,
