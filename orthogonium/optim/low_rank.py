@@ -3,11 +3,12 @@
 from typing import Any, Literal
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from orthogonium.linalg import low_rank_factors, polar
 from orthogonium.linalg.low_rank import Sampling
 from orthogonium.linalg.retractions import geodesic_factors, polar_factors
-from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, adam_state
+from orthogonium.optim._manifold import ManifoldOptimizer, ManifoldOptions, State, adam_move, adam_state
 
 
 class LowRankOrthogonal(ManifoldOptimizer):
@@ -52,13 +53,7 @@ class LowRankOrthogonal(ManifoldOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Unpack[ManifoldOptions],
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -67,10 +62,11 @@ class LowRankOrthogonal(ManifoldOptimizer):
             "sampling": sampling,
             "momentum": momentum,
             "eps": eps,
+            "adaptive": adaptive,
+            "betas": betas,
+            "weight_decay": weight_decay,
         }
-        own |= {"adaptive": adaptive, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        own |= {"manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        super().__init__(params, own, **shared)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from orthogonium.linalg import cayley_retraction, geodesic_retraction, polar_retraction, tangent_projection
-from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, adam_state
+from orthogonium.optim._manifold import ManifoldOptimizer, ManifoldOptions, State, adam_move, adam_state
 
 Retraction = Literal["polar", "cayley", "geodesic"]
 RETRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -56,17 +57,16 @@ class RiemannianSGD(_Riemannian):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Unpack[ManifoldOptions],
     ) -> None:
-        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        own |= {"retraction": retraction, "maximize": maximize, "manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        own: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "retraction": retraction,
+        }
+        super().__init__(params, own, **shared)
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         return {"momentum": point.new_zeros(point.shape)} if group["momentum"] else {}
@@ -115,13 +115,7 @@ class RiemannianAdam(_Riemannian):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Unpack[ManifoldOptions],
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -130,8 +124,7 @@ class RiemannianAdam(_Riemannian):
             "weight_decay": weight_decay,
             "retraction": retraction,
         }
-        own |= {"maximize": maximize, "manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        super().__init__(params, own, **shared)
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         if not group["manifold"]:
