@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
-from typing_extensions import Unpack  # in typing from Python 3.11; torch requires it
 
 from orthogonium.linalg import NonFiniteError, polar
 
@@ -15,18 +14,8 @@ State = dict[str, Tensor]
 _ACCEPTED = (torch.float32, torch.float64)
 
 
-class ManifoldOptions(TypedDict, total=False):
-    """What every group of every optimiser here may set, and :data:`_DEFAULTS` where it does not."""
-
-    manifold: bool
-    blocks: int
-    tolerance: float | None
-    check_every: int
-    foreach: bool
-    maximize: bool
-
-
-_DEFAULTS: ManifoldOptions = {
+# What every group of every optimiser here may set, by keyword, and what it is otherwise.
+_DEFAULTS: dict[str, Any] = {
     "manifold": True,
     "blocks": 1,
     "tolerance": None,
@@ -51,7 +40,7 @@ class ManifoldOptimizer(Optimizer):
     - ``maximize``: go uphill.
     """
 
-    def __init__(self, params: Any, own: dict[str, Any], **shared: Unpack[ManifoldOptions]) -> None:
+    def __init__(self, params: Any, own: dict[str, Any], **shared: Any) -> None:
         unknown = shared.keys() - _DEFAULTS.keys()
         if unknown:
             raise TypeError(

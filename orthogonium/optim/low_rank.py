@@ -3,12 +3,11 @@
 from typing import Any, Literal
 
 from torch import Tensor
-from typing_extensions import Unpack
 
 from orthogonium.linalg import low_rank_factors, polar
 from orthogonium.linalg.low_rank import Sampling
 from orthogonium.linalg.retractions import geodesic_factors, polar_factors
-from orthogonium.optim._manifold import ManifoldOptimizer, ManifoldOptions, State, adam_move, adam_state
+from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, adam_state
 
 
 class LowRankOrthogonal(ManifoldOptimizer):
@@ -53,7 +52,7 @@ class LowRankOrthogonal(ManifoldOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        **shared: Unpack[ManifoldOptions],
+        **shared: Any,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,

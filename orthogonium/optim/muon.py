@@ -3,10 +3,9 @@
 from typing import Any
 
 from torch import Tensor
-from typing_extensions import Unpack
 
 from orthogonium.linalg import polar_retraction, soft_polar, tangent_projection
-from orthogonium.optim._manifold import ManifoldOptimizer, ManifoldOptions, State, adam_move, adam_state
+from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, adam_state
 
 
 class StiefelMuon(ManifoldOptimizer):
@@ -44,7 +43,7 @@ class StiefelMuon(ManifoldOptimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        **shared: Unpack[ManifoldOptions],
+        **shared: Any,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
-from typing_extensions import Unpack
 
 from orthogonium.linalg import cayley_retraction, geodesic_retraction, polar_retraction, tangent_projection
-from orthogonium.optim._manifold import ManifoldOptimizer, ManifoldOptions, State, adam_move, adam_state
+from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, adam_state
 
 Retraction = Literal["polar", "cayley", "geodesic"]
 RETRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -57,7 +56,7 @@ class RiemannianSGD(_Riemannian):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        **shared: Unpack[ManifoldOptions],
+        **shared: Any,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -115,7 +114,7 @@ class RiemannianAdam(_Riemannian):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        **shared: Unpack[ManifoldOptions],
+        **shared: Any,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
