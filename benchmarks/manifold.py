@@ -137,9 +137,9 @@ def drift(steps: int, side: int, folder: Path | None, only: str) -> None:
         write(folder, "manifold_drift.csv", rows)  # after each: it takes minutes
 
 
-def chrono_(cell: nn.RNNBase, longest: int) -> None:
+def chrono_(cell: nn.RNNBase, horizon: int) -> None:
     """The biases that :func:`orthogonium.initialize` sets, on weights as they are."""
-    remember(cell, longest, Draw("orthogonal", None))
+    remember(cell, horizon, Draw("orthogonal", None))
 
 
 def stacked_(cell: nn.RNNBase) -> None:
@@ -165,14 +165,14 @@ def what_is_left(cell: nn.RNNBase, steps: int, inputs: float) -> float:
     return (jacobian.norm() / (parts * width) ** 0.5).item()
 
 
-def memory(folder: Path | None, steps: int = 100, width: int = 64, longest: int = 1000) -> None:
+def memory(folder: Path | None, steps: int = 100, width: int = 64, horizon: int = 100) -> None:
     treatments: dict[str, Callable[[nn.RNNBase], object]] = {
         "default": lambda cell: None,
         "stacked gates": stacked_,
         "per gate": og.orthogonalize_model,
-        "chrono biases": lambda cell: chrono_(cell, longest),
-        "stacked gates, chrono biases": lambda cell: (stacked_(cell), chrono_(cell, longest)),
-        "per gate, chrono biases": lambda cell: (og.orthogonalize_model(cell), chrono_(cell, longest)),
+        "chrono biases": lambda cell: chrono_(cell, horizon),
+        "stacked gates, chrono biases": lambda cell: (stacked_(cell), chrono_(cell, horizon)),
+        "per gate, chrono biases": lambda cell: (og.orthogonalize_model(cell), chrono_(cell, horizon)),
     }
     rows = []
     for kind, inputs in ((nn.LSTM, 1.0), (nn.GRU, 1.0), (nn.RNN, 0.0)):
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("what", choices=["timing", "drift", "memory"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--side", type=int, default=16)
     parser.add_argument("--only", default="", help="part of a method's name")

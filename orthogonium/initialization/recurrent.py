@@ -7,6 +7,9 @@ from orthogonium.initialization._filling import Draw
 from orthogonium.parametrizations.torch_weights import stacked_blocks
 
 HORIZON = 100  # time steps, where nothing else is asked
+# The longest memory of a unit over the horizon: with times of up to 10 horizons, the root mean square of what units
+# keep over one is 0.76; with times of up to one horizon it is 0.2, and most of the state would be gone.
+_LONGEST = 10
 
 
 def is_gated(module: nn.Module) -> bool:
@@ -31,17 +34,25 @@ def initialize_recurrent(module: nn.Module, draw: Draw, recurrent_gain: float, h
     remember(module, horizon, draw)
     if not is_gated(module):
         return f"per layer, recurrent gain {recurrent_gain:.6g}"
-    return f"{gates} gates each on their own, biases that remember up to {horizon} steps"
+    return f"{gates} gates each on their own, biases that hold the state over {horizon} steps"
 
 
 def remember(module: nn.Module, horizon: int, draw: Draw, lower_input_gate: bool = True) -> None:
-    """Set all biases to zero but those that make units of LSTM and GRU layers remember for 1 to ``horizon`` steps.
+    """Set all biases to zero but those that let the state of LSTM and GRU layers last ``horizon`` steps.
 
-    The forget gate of an LSTM and the update gate of a GRU get ``ln U(1, horizon − 1)``; the input gate of an LSTM the
-    negative of that. Then a unit that keeps ``1 − 1/T`` of its cell takes in ``1/T``, and the state can neither die nor
-    grow. With the input gate at one half the cell feeds back on itself instead; see the page "Depth".
+    A unit whose forget gate (update gate of a GRU) has the bias ``ln(T − 1)`` keeps ``f = 1 − 1/T`` of its cell in a
+    step, where inputs and state add nothing, so ``f^horizon ≈ exp(−horizon/T)`` over the horizon. The times ``T`` are
+    spread evenly over ``(2, 10 · horizon)``, in random order: most units keep more than half, one in ten forgets faster
+    than the horizon, and the root mean square of ``f^horizon`` is ``√∫₀¹ exp(−0.2/x) dx = 0.76``, at every horizon. The
+    hidden half of an LSTM's state is read from the cell and not kept by itself, which leaves the rms singular value of
+    ``∂(h, c)_horizon/∂(h, c)₀`` at 0.61; inputs of size one lower it to 0.54 (GRU: 0.79 and 0.68).
 
-    Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
+    The input gate of an LSTM gets the negative bias. Then a unit that keeps ``1 − 1/T`` of its cell takes in ``1/T``,
+    and the state can neither die nor grow. With the input gate at one half the cell feeds back on itself instead; see
+    the page "Depth".
+
+    Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, where the longest ``T`` is the
+    horizon itself: of the state only a tenth is left then, since the median unit keeps ``e⁻²``.
     """
     for name, bias in module.named_parameters(recurse=False):
         if not name.startswith("bias") or not bias.requires_grad or bias.is_meta:
@@ -50,18 +61,20 @@ def remember(module: nn.Module, horizon: int, draw: Draw, lower_input_gate: bool
             bias.zero_()
             if name.startswith("bias_ih") and is_gated(module):
                 blocks = bias.chunk(4 if isinstance(module, nn.LSTM | nn.LSTMCell) else 3)
-                draw.uniform(blocks[1], 1.0, horizon - 1.0)
-                blocks[1].log_()
+                noise = torch.empty_like(blocks[1], dtype=torch.float64)
+                draw.uniform(noise, 0.0, 1.0)
+                share = (noise.argsort().double() + 0.5) / max(len(noise), 1)
+                blocks[1].copy_((1.0 + (_LONGEST * horizon - 2.0) * share).log())
                 if len(blocks) == 4 and lower_input_gate:
                     blocks[0].copy_(-blocks[1])
 
 
 def check_horizon(horizon: object) -> None:
-    """Raise unless ``horizon`` is an integer of at least 3."""
+    """Raise unless ``horizon`` is an integer of at least 1."""
     if isinstance(horizon, bool) or not isinstance(horizon, int):
         raise TypeError(f"horizon must be an integer, got {horizon!r}")
-    if horizon < 3:
-        raise ValueError(f"horizon must be an integer of at least 3 steps, got {horizon!r}")
+    if horizon < 1:
+        raise ValueError(f"horizon must be an integer of at least 1 step, got {horizon!r}")
 
 
 def own_activation(module: nn.Module) -> str:

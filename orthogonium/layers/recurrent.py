@@ -124,21 +124,22 @@ class OrthoRNN(_OrthoRecurrent, nn.RNN):
 _GATED = """``nn.{name}`` with the recurrent matrix of each gate orthogonal.
 
     One constraint on the {gates} stacked matrices together would make each of them contract; here each gate has its
-    own. With ``horizon`` the biases are those of :func:`orthogonium.initialize`: units remember for 1 to that many
-    steps, and gradients survive long sequences.
+    own. With ``horizon`` the biases are those of :func:`orthogonium.initialize`: at the start at least half of the
+    state, and of its gradient, is left after that many steps.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional{more}, device, dtype: as in
             :class:`torch.nn.{name}`.
         ortho_params: how a free matrix becomes orthogonal.
         constrain_inputs: constrain ``weight_ih…`` too, not only ``weight_hh…``{hr}.
-        horizon: the longest memory in steps, at least 3; ``None`` leaves torch's biases.{lower}
+        horizon: steps that the state should last, at least 1: units keep ``1 − 1/T`` a step, with ``T`` evenly over
+            ``(2, 10 · horizon)``. ``None`` leaves torch's biases.{lower}
 
     Shape:
         as in :class:`torch.nn.{name}`.
 
     Raises:
-        ValueError: ``horizon`` below 3, or without biases.
+        ValueError: ``horizon`` below 1, or without biases.
         TypeError: it is no integer.
 
     Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, for the biases.

@@ -14,6 +14,17 @@ State = dict[str, Tensor]
 _ACCEPTED = (torch.float32, torch.float64)
 
 
+# What every group of every optimiser here may set, by keyword, and what it is otherwise.
+_DEFAULTS: dict[str, Any] = {
+    "manifold": True,
+    "blocks": 1,
+    "tolerance": None,
+    "check_every": 100,
+    "foreach": True,
+    "maximize": False,
+}
+
+
 class ManifoldOptimizer(Optimizer):
     """An optimiser whose groups live on the orthogonal matrices (``manifold=True``) or in plain space.
 
@@ -26,11 +37,17 @@ class ManifoldOptimizer(Optimizer):
       each matrix is measured, and one beyond the tolerance (``8 √n eps`` by default) is replaced by its polar factor.
       So a start that is not orthogonal is projected, and rounding never adds up.
     - ``foreach``: matrices of one shape take their step in one batched call.
+    - ``maximize``: go uphill.
     """
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        common = {"manifold": True, "blocks": 1, "tolerance": None, "check_every": 100, "foreach": True}
-        super().__init__(params, {**defaults, **common, **{k: v for k, v in defaults.items() if k in common}})
+    def __init__(self, params: Any, own: dict[str, Any], **shared: Any) -> None:
+        unknown = shared.keys() - _DEFAULTS.keys()
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; it has "
+                f"{', '.join([*own, *_DEFAULTS])}"
+            )
+        super().__init__(params, {**own, **_DEFAULTS, **shared})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch, after checking that the group's options are meant for it.
@@ -68,6 +85,11 @@ class ManifoldOptimizer(Optimizer):
                     f"a parameter of shape {shape} is no matrix. Put biases and norms into a group of their own: "
                     "{'params': [...], 'manifold': False}; orthogonium.parameter_groups(model, manifold=...) does."
                 )
+            if not parameter.is_floating_point():
+                raise TypeError(
+                    f"a parameter of shape {shape} is {parameter.dtype}, and these matrices are real: use "
+                    "torch.float32 or torch.float64, or a group with 'manifold': False of another optimizer"
+                )
             if parameter.dtype not in _ACCEPTED:
                 raise TypeError(
                     f"a parameter of shape {shape} is {parameter.dtype}, in which small steps along the manifold round "
@@ -91,7 +113,7 @@ class ManifoldOptimizer(Optimizer):
         for group in self.param_groups:
             _check_gradients(group)
         for group in self.param_groups:
-            live = [p for p in group["params"] if p.grad is not None]
+            live = [p for p in group["params"] if p.grad is not None and p.numel()]
             for bucket, taken in self._buckets(live, group):
                 self._bucket_step(bucket, taken, group)
         return loss
@@ -113,10 +135,7 @@ class ManifoldOptimizer(Optimizer):
         points, grads = split(_stacked(bucket)), split(_stacked([p.grad for p in bucket if p.grad is not None]))
         grads = -grads if group["maximize"] else grads
         states = [self.state[parameter] for parameter in bucket]
-        for state in states:
-            if not state:
-                state.update({name: value.clone() for name, value in self._new_state(points[0], group).items()})
-        names = [name for name in states[0] if name != "step"]
+        names = self._refresh(states, points[0], group)
         stacked = {name: _stacked([state[name] for state in states]) for name in names}
         if group["manifold"]:
             if taken % group["check_every"] == 0:
@@ -129,6 +148,16 @@ class ManifoldOptimizer(Optimizer):
             _unstack(stacked[name], [state[name] for state in states])
         for state in states:
             state["step"] = taken + 1
+
+    def _refresh(self, states: Sequence[dict[str, Any]], point: Tensor, group: dict[str, Any]) -> list[str]:
+        """Names of what the group's options ask for; made where missing, as when a schedule turns momentum on."""
+        wanted = self._new_state(torch.empty(point.shape, dtype=point.dtype, device="meta"), group)
+        for state in states:
+            stale = [name for name, like in wanted.items() if name not in state or state[name].shape != like.shape]
+            if stale:
+                fresh = self._new_state(point, group)
+                state.update({name: fresh[name] for name in stale})
+        return list(wanted)
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         """The state of one parameter, ``point`` being its value as a batch of blocks."""
@@ -188,11 +217,10 @@ def _check_gradients(group: dict[str, Any]) -> None:
     grads = [p.grad for p in group["params"] if p.grad is not None]
     if any(grad.is_sparse for grad in grads):
         raise RuntimeError("sparse gradients are not supported: use torch.optim.SparseAdam for those parameters")
-    if not grads:
-        return
     by_device: dict[Any, list[Tensor]] = defaultdict(list)
     for grad in grads:
-        by_device[grad.device].append(grad)
+        if grad.numel():  # an empty tensor has no largest entry
+            by_device[grad.device].append(grad)
     for same in by_device.values():
         norms = torch._foreach_norm(same, float("inf"))
         if not bool(torch.stack([norm.double() for norm in norms]).isfinite().all()):

@@ -52,13 +52,7 @@ class LowRankOrthogonal(ManifoldOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Any,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -67,10 +61,11 @@ class LowRankOrthogonal(ManifoldOptimizer):
             "sampling": sampling,
             "momentum": momentum,
             "eps": eps,
+            "adaptive": adaptive,
+            "betas": betas,
+            "weight_decay": weight_decay,
         }
-        own |= {"adaptive": adaptive, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        own |= {"manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        super().__init__(params, own, **shared)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

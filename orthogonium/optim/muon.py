@@ -43,17 +43,17 @@ class StiefelMuon(ManifoldOptimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Any,
     ) -> None:
-        own = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "betas": betas}
-        own |= {"eps": eps, "maximize": maximize, "manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        own: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+        }
+        super().__init__(params, own, **shared)
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         if not group["manifold"] and point.ndim < 2:

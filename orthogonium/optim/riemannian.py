@@ -56,17 +56,16 @@ class RiemannianSGD(_Riemannian):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Any,
     ) -> None:
-        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        own |= {"retraction": retraction, "maximize": maximize, "manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        own: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "retraction": retraction,
+        }
+        super().__init__(params, own, **shared)
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         return {"momentum": point.new_zeros(point.shape)} if group["momentum"] else {}
@@ -115,13 +114,7 @@ class RiemannianAdam(_Riemannian):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        *,
-        manifold: bool = True,
-        blocks: int = 1,
-        tolerance: float | None = None,
-        check_every: int = 100,
-        foreach: bool = True,
-        maximize: bool = False,
+        **shared: Any,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -130,8 +123,7 @@ class RiemannianAdam(_Riemannian):
             "weight_decay": weight_decay,
             "retraction": retraction,
         }
-        own |= {"maximize": maximize, "manifold": manifold, "blocks": blocks}
-        super().__init__(params, own | {"tolerance": tolerance, "check_every": check_every, "foreach": foreach})
+        super().__init__(params, own, **shared)
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         if not group["manifold"]:

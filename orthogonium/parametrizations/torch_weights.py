@@ -22,6 +22,21 @@ def stacked_blocks(module: nn.Module, name: str, rows: int) -> int:
     return 1
 
 
+def weight_names(module: nn.Module) -> list[str]:
+    """The weights of a module of :data:`WITH_LINEAR_MAPS`, by the names under which its forward pass reads them.
+
+    Where a hook of the old kind (weight norm, spectral norm, pruning) computes one, no parameter has that name.
+    """
+    if isinstance(module, nn.RNNBase):
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    if isinstance(module, nn.MultiheadAttention):
+        separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+        return ["in_proj_weight"] if module._qkv_same_embed_dim else separate
+    return ["weight"]
+
+
 def kernel_plan(module: _ConvNd) -> KernelPlan:
     """How the kernel is composed; of a transposed convolution that of its adjoint, which is the same kernel."""
     outer = module.in_channels if module.transposed else module.out_channels

@@ -13,9 +13,9 @@ from orthogonium.linalg import qr_orthogonalize
 from orthogonium.parametrizations import draw_parts
 from orthogonium.parametrizations.torch_weights import kernel_plan, stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
+from orthogonium.surgery._convertible import ConvertibleWeight, check_finite, find_convertible, named_modules
 from orthogonium.surgery.bounds import network_bound
 from orthogonium.surgery.report import Change, ConversionReport
-from orthogonium.surgery.sites import Site, check_finite, find_sites, named_modules
 
 Swaps = Mapping[type[nn.Module], Callable[[Any], nn.Module | None]]
 
@@ -67,26 +67,28 @@ def convert(
         raise ValueError(f"init must be 'project' or 'reset', got {init!r}")
     include, exclude = reusable(include), reusable(exclude)
     chosen, swapped = included(include, exclude, by_owner=True), included(include, exclude)
-    sites = find_sites(model, chosen)
+    sites = find_convertible(model, chosen)
     _check_matches(model, include, sites)
     check_finite(sites)
     before, _ = network_bound(model, input_shape)
     rows = _swap(model, swaps or {}, swapped)
-    done: dict[int, Site] = {}
-    for site in find_sites(model, chosen):
+    done: dict[int, ConvertibleWeight] = {}
+    for site in find_convertible(model, chosen):
         rows.append(_constrain(site, ortho_params, init, done))
     after, unknown = network_bound(model, input_shape)
     return ConversionReport(tuple(rows), before, after, unknown)
 
 
-def _check_matches(model: nn.Module, include: Selection | None, sites: Sequence[Site]) -> None:
+def _check_matches(model: nn.Module, include: Selection | None, sites: Sequence[ConvertibleWeight]) -> None:
     weights, modules = choice("include", include, True, by_owner=True), choice("include", include, True)
     found = any(weights(site.paths, site.module) for site in sites)
     if include is not None and not found and not any(modules(p, m) for m, p in named_modules(model).items()):
         raise ValueError(f"include={include!r} matches no weight of {type(model).__name__}")
 
 
-def _constrain(site: Site, ortho_params: OrthoParams, init: str, done: dict[int, Site]) -> Change:
+def _constrain(
+    site: ConvertibleWeight, ortho_params: OrthoParams, init: str, done: dict[int, ConvertibleWeight]
+) -> Change:
     module, name, weight = site.module, site.weight_name, site.parameter
     kind = type(module).__name__.removeprefix("Parametrized")
     if site.method == "left":
@@ -122,7 +124,7 @@ def _distance(before: Tensor | None, module: nn.Module, name: str) -> float | No
     return float(moved / size) if size > 0 else float("inf")
 
 
-def _draw(site: Site, weight: Tensor) -> None:
+def _draw(site: ConvertibleWeight, weight: Tensor) -> None:
     """A uniformly distributed orthogonal weight in place of ``weight``."""
     with torch.no_grad():
         if isinstance(site.module, _ConvNd):

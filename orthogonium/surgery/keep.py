@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from orthogonium._selection import Selection, included
-from orthogonium.surgery._sites import ConvRule, find_sites
+from orthogonium.surgery._projectable import ConvRule, find_projectable
 from orthogonium.surgery.projection import Frames, project
 
 
@@ -29,7 +29,7 @@ class KeptOrthogonal:
         exclude: Selection | None,
         conv: ConvRule,
     ) -> None:
-        sites, self.left = find_sites(model, included(include, exclude, by_owner=True), conv, frozen=False)
+        sites, self.left = find_projectable(model, included(include, exclude, by_owner=True), conv, frozen=False)
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._sites = [site for site in sites if any(id(p) in owned for p in site.parameters())]
         taken = {site.path for site in self._sites}
@@ -94,13 +94,14 @@ def keep_orthogonal(
 ) -> KeptOrthogonal:
     """Project the weights now, and again after each step of the optimiser, as :func:`orthogonalize_model` does.
 
-    A small step leaves a weight close to orthogonal, where the nearest orthogonal matrix costs three to six products:
+    A small step leaves a weight close to orthogonal, where the nearest orthogonal matrix costs three to five products:
     a polynomial whose error is bounded before anything is spent. Larger steps are noticed and take the general way.
 
     The hook belongs to the optimiser object: it survives ``optimizer.load_state_dict`` and learning-rate schedules,
     and a step that :class:`torch.amp.GradScaler` skips changes nothing. It is not part of a state dict, and torch
     leaves hooks out of copies and pickles of an optimiser: call this function again there. Weights loaded into the
-    model are projected after the next step.
+    model are projected after the next step. Parameters that a later ``add_param_group`` brings are not among those
+    kept: call this function again, with ``include``.
 
     Momentum and weight decay act on the weights as usual; what they do to singular values is undone.
 

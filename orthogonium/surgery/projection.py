@@ -12,7 +12,7 @@ from orthogonium._selection import Selection, included
 from orthogonium.linalg import NonFiniteError, polar_after_step
 from orthogonium.linalg._precision import working_dtype
 from orthogonium.parametrizations.kernel_projection import nearest_kernel
-from orthogonium.surgery._sites import ConvRule, Site, find_sites
+from orthogonium.surgery._projectable import ConvRule, ProjectableWeight, find_projectable
 
 _STACK = 2**24  # entries that are projected in one call
 
@@ -78,7 +78,7 @@ def orthogonalize_model(
         ValueError: a weight on the meta device, of a lazy module that has not run, or with NaN or Inf
             (:class:`~orthogonium.linalg.NonFiniteError`); patterns in ``include`` that match nothing; ``conv`` unknown.
     """
-    sites, left = find_sites(model, included(include, exclude, by_owner=True), conv, frozen)
+    sites, left = find_projectable(model, included(include, exclude, by_owner=True), conv, frozen)
     if include is not None and not sites and not left:
         raise ValueError(f"include={include!r} matches no weight of {type(model).__name__}")
     with torch.no_grad():
@@ -99,7 +99,7 @@ class Frames:
         self.kept: dict[str, Tensor] = {}
 
 
-def project(sites: Sequence[Site], frames: Frames | None = None) -> list[Tensor | None]:
+def project(sites: Sequence[ProjectableWeight], frames: Frames | None = None) -> list[Tensor | None]:
     """Project the weights; returns how far each moved, ``None`` for one that a parametrization would not take."""
     weights = [site.read() for site in sites]
     results: list[Tensor | None] = [None] * len(sites)
@@ -124,7 +124,7 @@ def project(sites: Sequence[Site], frames: Frames | None = None) -> list[Tensor 
     return moved
 
 
-def _write(site: Site, value: Tensor) -> bool:
+def _write(site: ProjectableWeight, value: Tensor) -> bool:
     if not site.parametrized:
         getattr(site.module, site.name).copy_(value)
         return True
@@ -145,7 +145,7 @@ def _write(site: Site, value: Tensor) -> bool:
     return False
 
 
-def _reads_back(site: Site, value: Tensor) -> bool:
+def _reads_back(site: ProjectableWeight, value: Tensor) -> bool:
     eps = torch.finfo(value.dtype).eps
     error = torch.linalg.vector_norm((site.read() - value).double())
     return bool(error <= 32 * eps * torch.linalg.vector_norm(value.double()))
@@ -154,7 +154,7 @@ def _reads_back(site: Site, value: Tensor) -> bool:
 Batch = tuple[list[int], Callable[[], list[Tensor]]]
 
 
-def _batches(sites: Sequence[Site], weights: Sequence[Tensor], frames: Frames | None) -> Iterator[Batch]:
+def _batches(sites: Sequence[ProjectableWeight], weights: Sequence[Tensor], frames: Frames | None) -> Iterator[Batch]:
     """Indices of weights that one call serves, and the call."""
     matrices: dict[tuple[object, ...], list[int]] = defaultdict(list)
     kernels: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -183,7 +183,7 @@ def _split(members: list[int], weights: Sequence[Tensor]) -> Iterator[list[int]]
         yield members[first : first + count]
 
 
-def _as_matrices(site: Site, weight: Tensor) -> Tensor:
+def _as_matrices(site: ProjectableWeight, weight: Tensor) -> Tensor:
     """``(blocks, m, n)``."""
     if site.kind == "delta":
         weight = weight[_centre(weight)]
@@ -194,7 +194,7 @@ def _centre(weight: Tensor) -> tuple[slice | int, ...]:
     return (slice(None), slice(None), *((k - 1) // 2 for k in weight.shape[2:]))
 
 
-def _nearest_matrices(sites: Sequence[Site], weights: Sequence[Tensor]) -> list[Tensor]:
+def _nearest_matrices(sites: Sequence[ProjectableWeight], weights: Sequence[Tensor]) -> list[Tensor]:
     stacks = [_as_matrices(site, weight) for site, weight in zip(sites, weights, strict=True)]
     found = polar_after_step(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).split(
         [len(stack) for stack in stacks]
@@ -210,7 +210,9 @@ def _nearest_matrices(sites: Sequence[Site], weights: Sequence[Tensor]) -> list[
     return results
 
 
-def _nearest_kernels(sites: Sequence[Site], weights: Sequence[Tensor], frames: Frames | None) -> list[Tensor]:
+def _nearest_kernels(
+    sites: Sequence[ProjectableWeight], weights: Sequence[Tensor], frames: Frames | None
+) -> list[Tensor]:
     """Kernels of one plan are the groups of one larger plan."""
     plan = sites[0].plan
     assert plan is not None

@@ -7,9 +7,10 @@ from torch.testing import assert_close
 import orthogonium.linalg.small_step as room
 from orthogonium.linalg import NonFiniteError, orthogonality_defect, polar, polar_after_step
 from orthogonium.linalg._products import symmetric_product
+from orthogonium.linalg.small_step import _range_of_norm
 from tests.helpers import contract, gaussian, orthogonal_matrix, polar_reference, rounding
 
-SHAPES = [(200, 200), (200, 260), (260, 200), (2, 192, 192), (420, 420), (5, 5)]
+SHAPES = [(200, 200), (200, 260), (260, 200), (2, 192, 192), (2, 2, 100, 130), (420, 420), (5, 5)]
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-3, 0.05, 0.1, 0.3, 3.0])
@@ -45,8 +46,31 @@ def test_small_steps_take_the_short_way_and_large_ones_fall_back(monkeypatch):
     assert calls
 
 
+@pytest.mark.parametrize(
+    "values", [[0.3] * 8, [-0.3, 0.3] * 4, [0.3] + [0.0] * 7, [0.3] + [0.299] * 7, [0.0] * 8], ids=str
+)
+def test_norms_enclose_the_largest_eigenvalue(values):
+    """Equality with all values alike, and with all but one alike: what rounding takes is added, ``1e-5`` at most."""
+    values = torch.tensor(values)
+    least, most = _range_of_norm(8, float(values.norm()), float(values.square().norm()))
+    assert least <= float(values.abs().max()) * (1 + 4 * torch.finfo(torch.float32).eps)
+    assert most >= float(values.abs().max()) * (1 - 4 * torch.finfo(torch.float32).eps)
+
+
+def test_matrices_of_a_batch_choose_for_themselves(monkeypatch):
+    """One far matrix sends no other the long way, and each result is that of the matrix alone."""
+    calls = []
+    monkeypatch.setattr(room, "polar", lambda matrix: calls.append(matrix.shape) or polar(matrix))
+    near = orthogonal_matrix((3, 200, 200), dtype=torch.float32, seed=1)
+    stack = near + 1e-3 * torch.sign(gaussian((3, 200, 200), dtype=torch.float32))
+    stack[1] = gaussian((200, 200), dtype=torch.float32, seed=3)
+    result = polar_after_step(stack)
+    assert calls == [(200, 200)]
+    assert all(torch.equal(result[i], polar_after_step(stack[i])) for i in range(3))
+
+
 def test_a_wrong_estimate_is_caught(monkeypatch):
-    monkeypatch.setattr(room, "_largest", lambda square, size: torch.tensor(1e-6))  # claims that nothing is left to do
+    monkeypatch.setattr(room, "_largest", lambda square, size: 1e-6)  # claims that nothing is left to do
     moved = orthogonal_matrix((256, 256), dtype=torch.float32, seed=1)
     moved = moved + 3e-3 * torch.sign(gaussian((256, 256), dtype=torch.float32))
     assert orthogonality_defect(polar_after_step(moved)) <= contract(moved)

@@ -284,3 +284,36 @@ def test_one_optimizer_for_a_recurrent_classifier():
     weight = model["rnn"].weight_hh_l0.detach()
     assert orthogonality_defect(weight) <= contract(weight)
     assert orthogonality_defect(model["rnn"].weight_ih_l0.detach()) > 0.01
+
+
+def test_options_that_need_more_state_may_change_during_training():
+    """As when a schedule cycles the momentum, or raises the rank."""
+    for make, changes in (
+        (RiemannianSGD, {"momentum": 0.9}),
+        (LowRankOrthogonal, {"momentum": 0.9, "rank": 3, "adaptive": False}),
+        (LowRankOrthogonal, {"rank": 1, "sampling": "columns"}),
+    ):
+        torch.manual_seed(0)
+        point = nn.Parameter(torch.eye(6))
+        optimizer = make([point], lr=0.01)
+        for step in range(6):
+            if step == 3:
+                optimizer.param_groups[0].update(changes)
+            point.grad = torch.randn(6, 6)
+            before = point.detach().clone()
+            optimizer.step()
+            assert not torch.equal(point, before)
+            assert orthogonality_defect(point.detach()) <= contract(point)
+
+
+@pytest.mark.parametrize("make", [RiemannianSGD, RiemannianAdam, StiefelMuon, LowRankOrthogonal])
+def test_empty_parameters_and_unknown_options(make):
+    empty, point = nn.Parameter(torch.empty(0, 4)), nn.Parameter(torch.eye(4))
+    optimizer = make([empty, point], lr=0.1)
+    empty.grad, point.grad = torch.empty(0, 4), torch.randn(4, 4)
+    optimizer.step()
+    assert orthogonality_defect(point.detach()) <= contract(point)
+    with pytest.raises(TypeError, match=r"has no option block; it has lr, .*blocks"):
+        make([point], block=2)
+    with pytest.raises(TypeError, match=r"is torch\.complex64, and these matrices are real"):
+        make([nn.Parameter(torch.eye(4, dtype=torch.complex64))])

@@ -292,3 +292,19 @@ def test_what_is_projected_is_what_convert_constrains(zoo):
     assert set(moved) == set(drift)
     assert max(moved.values()) < 1e-5, {name: d for name, d in moved.items() if d >= 1e-5}
     assert_close(zoo.attention.in_proj_weight, before["attention.in_proj_weight"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_parts_of_a_weight_that_a_hook_computes_are_left_alone():
+    """Projecting them would promise an orthogonal weight and give another."""
+    pruned = nn.utils.prune.l1_unstructured(nn.Linear(4, 4), "weight", amount=0.3)
+    normed, recurrent = nn.utils.weight_norm(nn.Linear(4, 4)), nn.utils.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
+    model = nn.ModuleDict({"pruned": pruned, "normed": normed, "recurrent": recurrent})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = og.orthogonalize_model(model)
+    parts = {"pruned.weight_orig", "normed.weight_g", "normed.weight_v"}
+    parts |= {"recurrent.weight_hh_l0_g", "recurrent.weight_hh_l0_v"}
+    assert set(report.drift) == {"recurrent.weight_ih_l0"}
+    assert set(report.left) == parts
+    assert all("only a part of a weight" in report.left[name] for name in parts)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in parts)

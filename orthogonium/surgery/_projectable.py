@@ -11,7 +11,13 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from orthogonium._selection import Choice
 from orthogonium.parametrizations import Constraint, KernelPlan
-from orthogonium.parametrizations.torch_weights import WITH_LINEAR_MAPS, check_kernel, kernel_plan, stacked_blocks
+from orthogonium.parametrizations.torch_weights import (
+    WITH_LINEAR_MAPS,
+    check_kernel,
+    kernel_plan,
+    stacked_blocks,
+    weight_names,
+)
 from orthogonium.surgery.bounds import evaluating
 
 ConvRule = Literal["kernel", "delta", "reshape"]
@@ -19,7 +25,7 @@ CONV_RULES = ("kernel", "delta", "reshape")
 
 
 @dataclass
-class Site:
+class ProjectableWeight:
     """One weight: ``module.name``, and how its entries form matrices or a kernel.
 
     Attributes:
@@ -64,7 +70,9 @@ class Site:
             return getattr(self.module, self.name).detach()
 
 
-def find_sites(model: nn.Module, chosen: Choice, conv: ConvRule, frozen: bool) -> tuple[list[Site], dict[str, str]]:
+def find_projectable(
+    model: nn.Module, chosen: Choice, conv: ConvRule, frozen: bool
+) -> tuple[list[ProjectableWeight], dict[str, str]]:
     """``(sites, left)``: every weight that is asked for once, and a reason for each one that is not taken.
 
     Raises:
@@ -72,7 +80,7 @@ def find_sites(model: nn.Module, chosen: Choice, conv: ConvRule, frozen: bool) -
     """
     if conv not in CONV_RULES:
         raise ValueError(f"conv must be one of {', '.join(map(repr, CONV_RULES))}, got {conv!r}")
-    sites: dict[int, Site] = {}
+    sites: dict[int, ProjectableWeight] = {}
     left: dict[str, str] = {}
     refused: dict[int, str] = {}
     for path, module, name in _weights(model):
@@ -131,12 +139,18 @@ def _reason_by_class(module: nn.Module, name: str) -> str | None:
     """Why a class is left alone; ``None`` for those with a rule."""
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "an embedding"
-    if isinstance(module, nn.MultiheadAttention) and not name.endswith("proj_weight"):
-        return "no weight of a linear map"
-    return None if isinstance(module, WITH_LINEAR_MAPS) else f"no rule for {type(module).__name__}"
+    if not isinstance(module, WITH_LINEAR_MAPS):
+        return f"no rule for {type(module).__name__}"
+    if name in weight_names(module):
+        return None
+    if name.endswith(("_g", "_v", "_orig", "_u")):
+        return "only a part of a weight, which a hook (weight norm, spectral norm, pruning) computes"
+    return "no weight of a linear map"
 
 
-def _site(path: str, module: nn.Module, name: str, tensor: Tensor, conv: ConvRule, frozen: bool) -> Site | str:
+def _site(
+    path: str, module: nn.Module, name: str, tensor: Tensor, conv: ConvRule, frozen: bool
+) -> ProjectableWeight | str:
     reason = _reason_by_class(module, name)
     if reason is not None:
         return reason
@@ -153,7 +167,7 @@ def _site(path: str, module: nn.Module, name: str, tensor: Tensor, conv: ConvRul
             return "constrained already"
         if not frozen and not any(p.requires_grad for p in parts.parameters(recurse=False)):
             return "frozen"
-        tensor = Site(path, module, name, ()).read()
+        tensor = ProjectableWeight(path, module, name, ()).read()
     elif not frozen and not tensor.requires_grad:
         return "frozen"
     if not tensor.is_floating_point():
@@ -167,24 +181,24 @@ def _site(path: str, module: nn.Module, name: str, tensor: Tensor, conv: ConvRul
         return _conv_site(path, module, name, shape, conv)
     if len(shape) != 2:
         return f"no rule for a tensor of shape {shape}"
-    return Site(path, module, name, shape, blocks=stacked_blocks(module, name, shape[0]))
+    return ProjectableWeight(path, module, name, shape, blocks=stacked_blocks(module, name, shape[0]))
 
 
 def _conv_site(
     path: str, module: nn.modules.conv._ConvNd, name: str, shape: tuple[int, ...], conv: ConvRule
-) -> Site | str:
+) -> ProjectableWeight | str:
     """Transposed convolutions store the kernel of their adjoint: the same rule serves both."""
     plan = kernel_plan(module)
     if shape != plan.weight_shape:
         return "no kernel of its convolution"
     if conv == "reshape":
-        return Site(path, module, name, shape, blocks=module.groups)
+        return ProjectableWeight(path, module, name, shape, blocks=module.groups)
     if conv == "delta":
-        return Site(path, module, name, shape, kind="delta", blocks=module.groups)
+        return ProjectableWeight(path, module, name, shape, kind="delta", blocks=module.groups)
     try:
         check_kernel(module)
     except ValueError as error:
         return str(error)
     if plan.only_shifts:
         return "one channel per group: only signed shifts are orthogonal"
-    return Site(path, module, name, shape, kind="kernel", plan=plan)
+    return ProjectableWeight(path, module, name, shape, kind="kernel", plan=plan)

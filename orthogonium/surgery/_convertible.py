@@ -20,6 +20,7 @@ from orthogonium.parametrizations.torch_weights import (
     check_kernel,
     kernel_plan,
     stacked_blocks,
+    weight_names,
 )
 
 # Modules that do with their weights what torch's do; a subclass with a forward of its own might not.
@@ -42,7 +43,7 @@ _FORWARDS = {
 
 
 @dataclass
-class Site:
+class ConvertibleWeight:
     """One weight: where it is, and whether it can be constrained.
 
     ``method`` is ``"orthogonal"``, ``"partial"`` (orthogonal on the inputs that it reads), ``"almost"`` or ``"left"``;
@@ -73,9 +74,9 @@ def named_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
     return found
 
 
-def find_sites(model: nn.Module, chosen: Choice) -> list[Site]:
+def find_convertible(model: nn.Module, chosen: Choice) -> list[ConvertibleWeight]:
     """Every weight of ``model`` that could be meant, tied ones included, in the order of its modules."""
-    sites: list[Site] = []
+    sites: list[ConvertibleWeight] = []
     inside_parametrizations = {
         inner
         for module in model.modules()
@@ -85,9 +86,9 @@ def find_sites(model: nn.Module, chosen: Choice) -> list[Site]:
     for module, paths in named_modules(model).items():
         if module in inside_parametrizations:
             continue
-        for name in _weight_names(module):
+        for name in _candidates(module):
             full = [f"{path}.{name}" if path else name for path in paths]
-            site = Site(module, name, full, *_judge(module, name))
+            site = ConvertibleWeight(module, name, full, *_judge(module, name))
             if site.method != "left" and not chosen(full, module):
                 site.method, site.detail = "left", "not selected by include and exclude"
             sites.append(site)
@@ -95,16 +96,10 @@ def find_sites(model: nn.Module, chosen: Choice) -> list[Site]:
     return sites
 
 
-def _weight_names(module: nn.Module) -> list[str]:
-    if isinstance(module, nn.RNNBase):
-        return [name for name in module._flat_weights_names if name.startswith("weight")]
-    if isinstance(module, nn.RNNCellBase):
-        return ["weight_ih", "weight_hh"]
-    if isinstance(module, nn.MultiheadAttention):
-        separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-        return ["in_proj_weight"] if module._qkv_same_embed_dim else separate
+def _candidates(module: nn.Module) -> list[str]:
+    """Of modules without a rule everything that has two dimensions, so that the report can say so."""
     if isinstance(module, WITH_LINEAR_MAPS) or _is_quantised(module):
-        return ["weight"]
+        return weight_names(module)
     return [name for name, value in module._parameters.items() if value is not None and _dimensions(value) > 1]
 
 
@@ -168,7 +163,7 @@ def _judge_kernel(module: _ConvNd) -> tuple[str, str, object]:
     return "orthogonal", "as an operator", (plan, geometry, "orthogonal")
 
 
-def _agree_on_tied(model: nn.Module, sites: list[Site]) -> None:
+def _agree_on_tied(model: nn.Module, sites: list[ConvertibleWeight]) -> None:
     """Tied weights are constrained together or not at all; an embedding follows the matrix that it is tied to."""
     owners: dict[int, list[tuple[nn.Module, str, str]]] = {}
     for path, module in model.named_modules():
@@ -200,7 +195,7 @@ def _agree_on_tied(model: nn.Module, sites: list[Site]) -> None:
                 site.method, site.detail = first.method, first.detail
 
 
-def check_finite(sites: Sequence[Site]) -> None:
+def check_finite(sites: Sequence[ConvertibleWeight]) -> None:
     """Raise ``ValueError``, before anything is changed, for a weight that holds NaN or Inf."""
     for site in sites:
         weight = site.parameter
