@@ -14,17 +14,6 @@ State = dict[str, Tensor]
 _ACCEPTED = (torch.float32, torch.float64)
 
 
-# What every group of every optimiser here may set, by keyword, and what it is otherwise.
-_DEFAULTS: dict[str, Any] = {
-    "manifold": True,
-    "blocks": 1,
-    "tolerance": None,
-    "check_every": 100,
-    "foreach": True,
-    "maximize": False,
-}
-
-
 class ManifoldOptimizer(Optimizer):
     """An optimiser whose groups live on the orthogonal matrices (``manifold=True``) or in plain space.
 
@@ -39,15 +28,6 @@ class ManifoldOptimizer(Optimizer):
     - ``foreach``: matrices of one shape take their step in one batched call.
     - ``maximize``: go uphill.
     """
-
-    def __init__(self, params: Any, own: dict[str, Any], **shared: Any) -> None:
-        unknown = shared.keys() - _DEFAULTS.keys()
-        if unknown:
-            raise TypeError(
-                f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; it has "
-                f"{', '.join([*own, *_DEFAULTS])}"
-            )
-        super().__init__(params, {**own, **_DEFAULTS, **shared})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch, after checking that the group's options are meant for it.

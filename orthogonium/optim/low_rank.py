@@ -52,7 +52,13 @@ class LowRankOrthogonal(ManifoldOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        **shared: Any,
+        *,
+        manifold: bool = True,
+        blocks: int = 1,
+        tolerance: float | None = None,
+        check_every: int = 100,
+        foreach: bool = True,
+        maximize: bool = False,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -65,7 +71,8 @@ class LowRankOrthogonal(ManifoldOptimizer):
             "betas": betas,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, own, **shared)
+        own |= {"manifold": manifold, "blocks": blocks, "tolerance": tolerance, "check_every": check_every}
+        super().__init__(params, own | {"foreach": foreach, "maximize": maximize})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

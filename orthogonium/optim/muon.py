@@ -43,7 +43,13 @@ class StiefelMuon(ManifoldOptimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        **shared: Any,
+        *,
+        manifold: bool = True,
+        blocks: int = 1,
+        tolerance: float | None = None,
+        check_every: int = 100,
+        foreach: bool = True,
+        maximize: bool = False,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -53,7 +59,8 @@ class StiefelMuon(ManifoldOptimizer):
             "betas": betas,
             "eps": eps,
         }
-        super().__init__(params, own, **shared)
+        own |= {"manifold": manifold, "blocks": blocks, "tolerance": tolerance, "check_every": check_every}
+        super().__init__(params, own | {"foreach": foreach, "maximize": maximize})
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         if not group["manifold"] and point.ndim < 2:

@@ -56,7 +56,13 @@ class RiemannianSGD(_Riemannian):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        **shared: Any,
+        *,
+        manifold: bool = True,
+        blocks: int = 1,
+        tolerance: float | None = None,
+        check_every: int = 100,
+        foreach: bool = True,
+        maximize: bool = False,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -65,7 +71,8 @@ class RiemannianSGD(_Riemannian):
             "weight_decay": weight_decay,
             "retraction": retraction,
         }
-        super().__init__(params, own, **shared)
+        own |= {"manifold": manifold, "blocks": blocks, "tolerance": tolerance, "check_every": check_every}
+        super().__init__(params, own | {"foreach": foreach, "maximize": maximize})
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         return {"momentum": point.new_zeros(point.shape)} if group["momentum"] else {}
@@ -114,7 +121,13 @@ class RiemannianAdam(_Riemannian):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         retraction: Retraction = "polar",
-        **shared: Any,
+        *,
+        manifold: bool = True,
+        blocks: int = 1,
+        tolerance: float | None = None,
+        check_every: int = 100,
+        foreach: bool = True,
+        maximize: bool = False,
     ) -> None:
         own: dict[str, Any] = {
             "lr": lr,
@@ -123,7 +136,8 @@ class RiemannianAdam(_Riemannian):
             "weight_decay": weight_decay,
             "retraction": retraction,
         }
-        super().__init__(params, own, **shared)
+        own |= {"manifold": manifold, "blocks": blocks, "tolerance": tolerance, "check_every": check_every}
+        super().__init__(params, own | {"foreach": foreach, "maximize": maximize})
 
     def _new_state(self, point: Tensor, group: dict[str, Any]) -> State:
         if not group["manifold"]:
