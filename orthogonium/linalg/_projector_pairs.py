@@ -1,13 +1,18 @@
 """Two-tap kernels ``[P, I − P]`` applied two at a time: few large products in place of many small ones.
 
 Two of them along one axis, ``P₁`` first, have the three taps ``Π``, ``S − 2 Π`` and ``I − S + Π`` with ``Π = P₂ P₁`` and
-``S = P₁ + P₂``. So ``S X`` and ``Π X`` are all that has to be multiplied, for all positions of a kernel ``X`` at once; a
-matrix of small integers then mixes positions, and in the last step lays the kernel out as convolutions read it.
+``S = P₁ + P₂``. So ``S X`` and ``Π X`` are all that has to be multiplied, for all positions of a kernel ``X`` at once,
+and a matrix of small integers takes ``X`` and its products to the positions of the longer kernel.
+
+A kernel is ``(groups, positions, rows, columns)`` here. Projectors multiply its rows from the *left*, or its columns
+from the right; the factors of a step are ``(groups, count, c, c)`` or, from the right, ``(count, groups, c, c)``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,34 +27,76 @@ class Step:
     """One or two taps along an axis.
 
     Attributes:
-        first, count: which taps.
-        keep: ``(1, new, old)`` positions: what ``X`` contributes.
-        add: ``(1, new, old · count)``: what its products do.
+        count: how many.
+        positions: of the kernel before.
+        mix: ``(groups, new, old · (1 + count))``: from the positions of ``X``, then of its products, to those after.
+        unmix: its transpose.
     """
 
-    first: int
     count: int
-    keep: Tensor
-    add: Tensor
+    positions: int
+    mix: Tensor
+    unmix: Tensor
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All steps of a composition.
+
+    Attributes:
+        sequence: in the order in which they are applied.
+        order: for each tap, as the steps count them (pairs, then single taps), which one it is; ``None`` if unchanged.
+        groups: of channels.
+        left: the side on which projectors act.
+    """
+
+    sequence: tuple[Step, ...]
+    order: Tensor | None
+    groups: int
+    left: bool
+
+    @cached_property
+    def pairs(self) -> int:
+        return sum(step.count == 2 for step in self.sequence)
+
+    @cached_property
+    def inverse_order(self) -> Tensor | None:
+        return None if self.order is None else torch.argsort(self.order)
+
+
+def plan_steps(
+    axes: tuple[int, ...], sides: tuple[int, ...], groups: int, left: bool, dtype: torch.dtype, device: torch.device
+) -> Steps:
+    """The steps of the taps along ``axes``, sorted, on a kernel that begins with ``sides``."""
+    # modes that replace tensors must not leave theirs in the cache
+    make: Any = _plan_steps if torch._C._len_torch_dispatch_stack() == 0 else _plan_steps.__wrapped__
+    steps: Steps = make(axes, sides, groups, left, dtype, device)
+    return steps
 
 
 @lru_cache(maxsize=256)
-def plan_steps(
-    axes: tuple[int, ...], sides: tuple[int, ...], left: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Step, ...]:
-    """The steps of the taps along ``axes``, on a kernel that begins with ``sides``."""
-    steps, done = [], 0
+def _plan_steps(
+    axes: tuple[int, ...], sides: tuple[int, ...], groups: int, left: bool, dtype: torch.dtype, device: torch.device
+) -> Steps:
+    found, firsts = [], []
     with torch.inference_mode(False):
-        while done < len(axes):
-            axis = axes[done]
-            count = 2 if axes[done : done + 2] == (axis, axis) else 1
-            mixing = [part.to(dtype=dtype, device=device) for part in _mixing(sides, axis, count)]
-            # products lie next to each other per position where they were multiplied from the left
-            add = torch.stack(mixing[1:], -1).flatten(1) if left else torch.cat(mixing[1:], 1)
-            steps.append(Step(done, count, mixing[0].unsqueeze(0), add.unsqueeze(0)))
+        while sum(step.count for step in found) < len(axes):
+            first = sum(step.count for step in found)
+            axis = axes[first]
+            count = 2 if axes[first : first + 2] == (axis, axis) else 1
+            keep, *products = _mixing(sides, axis, count)
+            # from the left, the products of one position lie next to each other; from the right, those of one factor
+            added = torch.stack(products, -1).flatten(1) if left else torch.cat(products, 1)
+            mix = torch.cat((keep, added), 1).to(dtype=dtype, device=device)
+            unmix = mix.T.contiguous()
+            spread = (t.unsqueeze(0).expand(groups, -1, -1) for t in (mix, unmix))
+            found.append(Step(count, prod(sides), *spread))
+            firsts.append(first)
             sides = (*sides[:axis], sides[axis] + count, *sides[axis + 1 :])
-            done += count
-    return tuple(steps)
+        taps = [tap for first, step in zip(firsts, found, strict=True) if step.count == 2 for tap in (first, first + 1)]
+        taps += [first for first, step in zip(firsts, found, strict=True) if step.count == 1]
+        order = None if taps == sorted(taps) else torch.tensor(taps, device=device)
+        return Steps(tuple(found), order, groups, left)
 
 
 def _mixing(sides: tuple[int, ...], axis: int, count: int) -> list[Tensor]:
@@ -60,124 +107,135 @@ def _mixing(sides: tuple[int, ...], axis: int, count: int) -> list[Tensor]:
         along = torch.zeros(sides[axis] + count, sides[axis])
         for tap, weight in enumerate(contributions):
             along[old + tap, old] = weight
-        before, after = torch.Size(sides[:axis]).numel(), torch.Size(sides[axis + 1 :]).numel()
+        before, after = prod(sides[:axis]), prod(sides[axis + 1 :])
         result.append(torch.kron(torch.kron(torch.eye(before), along), torch.eye(after)))
     return result
 
 
-def compose(
-    start: Tensor, frames: Tensor, steps: Sequence[Step], left: bool
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[Tensor]]:
     """A kernel after all steps.
 
     Args:
-        start: ``(groups, positions, c, n)``, or ``(groups, positions, n, c)`` where projectors act from the right.
-        frames: ``(taps, groups, c, r)``, orthonormal columns.
+        start: ``(groups, positions, rows, columns)``.
+        frames: ``(taps · groups, r, c)``, ``Uᵀ`` of each tap, orthonormal rows, in the order of ``steps``.
         steps: at least one.
-        left: the side on which projectors act.
 
     Returns:
-        The kernel, ``(groups, c, n, positions)`` or ``(groups, n, c, positions)``; the projectors; the kernel before
-        each step and the factors of each step, for :func:`compose_backward`.
+        ``(groups, positions, rows · columns)``, and what :func:`compose_backward` needs: projectors, factors of
+        pairs, and the kernel before each step.
     """
-    taps, groups, c, _ = frames.shape
-    flat = frames.flatten(0, 1)
-    projectors = torch.bmm(flat, flat.mT).view(taps, groups, c, c)
-    kernels, factors = [], []
+    groups, c = steps.groups, frames.shape[-1]
+    projectors = torch.bmm(frames.mT, frames)
+    pairs = _pair_factors(projectors, steps)
+    kept = [projectors, pairs]
+    factors = _by_step(steps, pairs, projectors)
     x = start
-    for step in steps:
-        factor = _factors(projectors[step.first : step.first + step.count], left)
-        kernels.append(x)
-        factors.append(factor)
-        products = _multiply(factor, x, left)
-        if step is steps[-1]:
-            flat_x, flat_products = x.flatten(2).mT, products.mT
-            keep, add = step.keep.mT.expand(groups, -1, -1), step.add.mT.expand(groups, -1, -1)
-            mixed = torch.baddbmm(torch.bmm(flat_x, keep), flat_products, add)
-            return mixed.view(groups, *x.shape[2:], -1), projectors, kernels, factors
-        keep, add = step.keep.expand(groups, -1, -1), step.add.expand(groups, -1, -1)
-        mixed = torch.baddbmm(torch.bmm(keep, x.flatten(2)), add, products)
-        x = mixed.view(groups, -1, *x.shape[2:])
-    raise AssertionError("no steps")
+    rows, columns = start.shape[2:]
+    for step, factor in zip(steps.sequence, factors, strict=True):
+        kept.append(x)
+        products = _multiply(factor, x, step, steps.left)
+        both = torch.cat((x.view(groups, step.positions, -1), products), 1)
+        x = torch.bmm(step.mix, both).view(groups, -1, rows, columns)
+    return x, kept
 
 
-def _factors(projectors: Tensor, left: bool) -> Tensor:
-    """What ``X`` is multiplied by: ``S`` and ``Π``, or ``P``; ``(groups, count, c, c)``, or from the right ``(count, …``."""
-    if len(projectors) == 1:
-        return projectors.transpose(0, 1) if left else projectors
-    first, second = projectors.unbind(0)
-    groups, c = first.shape[:2]
-    result = first.new_empty((groups, 2, c, c) if left else (2, groups, c, c))
-    total, product = result.unbind(1 if left else 0)
+def _pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
+    """``S`` and ``Π`` of every pair."""
+    c, n, groups = projectors.shape[-1], steps.pairs, steps.groups
+    if n == 0:
+        return projectors[:0]
+    result = projectors.new_empty((n, groups, 2, c, c) if steps.left else (n, 2, groups, c, c))
+    total, product = result.unbind(2 if steps.left else 1)
+    first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
     torch.add(first, second, out=total)
-    torch.bmm(second, first, out=product)
+    if groups == 1:
+        torch.bmm(second[:, 0], first[:, 0], out=product[:, 0])
+    else:
+        torch.matmul(second, first, out=product)
     return result
 
 
-def _multiply(factors: Tensor, x: Tensor, left: bool) -> Tensor:
-    """All products, ``(groups, positions · count, c · n)`` from the left, else ``(groups, count · positions, n · c)``."""
-    groups, positions = x.shape[:2]
+def _by_step(steps: Steps, pairs: Tensor, projectors: Tensor) -> list[Tensor]:
+    """The factors of each step, in the order in which steps are applied."""
+    c, groups = projectors.shape[-1], steps.groups
+    doubles = iter(pairs.unbind(0))
+    if steps.pairs == len(steps.sequence):
+        return list(doubles)
+    single = (-1, groups, 1, c, c) if steps.left else (-1, 1, groups, c, c)
+    singles = iter(projectors[2 * steps.pairs * groups :].view(single).unbind(0))
+    return [next(doubles if step.count == 2 else singles) for step in steps.sequence]
+
+
+def _stacked(factors: Tensor, positions: int) -> Tensor:
+    """Factors from the left, one below the other, for each position: ``(groups · positions, count · c, c)``."""
+    groups, count, c, _ = factors.shape
+    if positions == 1:
+        return factors.view(groups, count * c, c)
+    return factors.view(groups, 1, count * c, c).expand(-1, positions, -1, -1).reshape(groups * positions, count * c, c)
+
+
+def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> Tensor:
+    """All products: ``(groups, positions · count, …)`` from the left, ``(groups, count · positions, …)`` else."""
+    groups, positions, rows, columns = x.shape
     if left:
-        stacked = factors.flatten(1, 2).unsqueeze(1).expand(-1, positions, -1, -1).flatten(0, 1)
-        return torch.bmm(stacked, x.flatten(0, 1)).view(groups, positions * factors.shape[1], -1)
-    count = len(factors)
-    rows = x.flatten(1, 2).expand(count, -1, -1, -1).flatten(0, 1)
-    products = torch.bmm(rows, factors.flatten(0, 1).mT).view(count, groups, positions, -1)
-    return products.transpose(0, 1).reshape(groups, count * positions, -1)
+        products = torch.bmm(_stacked(factors, positions), x.view(groups * positions, rows, columns))
+        return products.view(groups, positions * step.count, rows * columns)
+    products = torch.matmul(x.view(groups, positions * rows, columns), factors.mT)
+    return products.transpose(0, 1).reshape(groups, step.count * positions, rows * columns)
 
 
 def compose_backward(
-    grad: Tensor,
-    frames: Tensor,
-    projectors: Tensor,
-    kernels: Sequence[Tensor],
-    factors: Sequence[Tensor],
-    steps: Sequence[Step],
-    left: bool,
+    grad: Tensor, frames: Tensor, steps: Steps, projectors: Tensor, pairs: Tensor, kernels: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``start`` and ``frames``, given that of the kernel that :func:`compose` returned."""
-    groups = grad.shape[0]
-    change = torch.empty_like(projectors)
-    flat = grad.flatten(1, 2).mT
-    for step, x, factor in zip(reversed(steps), reversed(kernels), reversed(factors), strict=True):
-        grad_products = torch.bmm(step.add.mT.expand(groups, -1, -1), flat)
-        grad_x = torch.bmm(step.keep.mT.expand(groups, -1, -1), flat).view(x.shape)
-        grad_factor, grad_x = _multiply_backward(grad_products, grad_x, factor, x, left)
-        taps = slice(step.first, step.first + step.count)
-        _factors_backward(grad_factor, projectors[taps], change[taps])
-        flat = grad_x.flatten(2)
-    flat_change, flat_frames = change.flatten(0, 1), frames.flatten(0, 1)
-    grad_frames = torch.baddbmm(torch.bmm(flat_change, flat_frames), flat_change.mT, flat_frames)
-    return grad_x, grad_frames.view(frames.shape)
+    """Gradients of ``start`` and ``frames``, given that of the kernel that :func:`compose` returned, of its shape."""
+    groups = steps.groups
+    grad_x, grad_factors = grad, []
+    factors = _by_step(steps, pairs, projectors)
+    for step, x, factor in zip(reversed(steps.sequence), reversed(kernels), reversed(factors), strict=True):
+        both = torch.bmm(step.unmix, grad_x.view(groups, step.mix.shape[1], -1))
+        grad_x, grad_factor = _multiply_backward(both, factor, x, step, steps.left)
+        grad_factors.append(grad_factor)
+    change = _projector_gradients(grad_factors[::-1], projectors, steps)
+    return grad_x, torch.bmm(frames, change + change.mT)
 
 
-def _multiply_backward(
-    grad_products: Tensor, grad_x: Tensor, factors: Tensor, x: Tensor, left: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradient of the factors, ``(count, groups, c, c)``, and what they add to that of ``x``."""
-    groups, positions = x.shape[:2]
+def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, left: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of ``x`` and of the factors, ``(count, groups, c, c)``, given that of ``X`` and its products."""
+    groups, positions, rows, columns = x.shape
+    own, later = both.split((positions, positions * step.count), 1)
     if left:
-        count, c = factors.shape[1:3]
-        stacked = factors.flatten(1, 2).unsqueeze(1).expand(-1, positions, -1, -1).flatten(0, 1)
-        flat = grad_products.view(groups * positions, count * c, -1)
-        found = torch.baddbmm(grad_x.flatten(0, 1), stacked.mT, flat).view(x.shape)
-        grad_factors = torch.bmm(flat, x.flatten(0, 1).mT).view(groups, positions, count, c, c)
-        return (grad_factors[:, 0] if positions == 1 else grad_factors.sum(1)).transpose(0, 1), found
-    count, _, c, _ = factors.shape
-    parts = grad_products.view(groups, count, -1, c).transpose(0, 1).reshape(count * groups, -1, c)
-    rows = x.flatten(1, 2)
-    grad_factors = torch.bmm(parts.mT, rows.expand(count, -1, -1, -1).flatten(0, 1)).view(factors.shape)
-    found = grad_x.flatten(1, 2)
-    for part, factor in zip(parts.view(count, groups, -1, c), factors, strict=True):
+        flat = later.reshape(groups * positions, -1, columns)
+        x = x.view(groups * positions, rows, columns)
+        own = own.reshape(groups * positions, rows, columns)
+        found = torch.baddbmm(own, _stacked(factors, positions).mT, flat).view(groups, positions, rows, columns)
+        grad = torch.bmm(flat, x.mT).view(groups, positions, step.count, rows, rows)
+        return found, (grad[:, 0] if positions == 1 else grad.sum(1)).transpose(0, 1)
+    later = later.reshape(groups, step.count, -1, columns)
+    found = own.reshape(groups, -1, columns)
+    for part, factor in zip(later.unbind(1), factors.unbind(0), strict=True):
         found = torch.baddbmm(found, part, factor)
-    return grad_factors, found.view(x.shape)
+    grad = torch.matmul(later.mT, x.view(groups, 1, -1, columns)).transpose(0, 1)
+    return found.view(groups, positions, rows, columns), grad
 
 
-def _factors_backward(grad: Tensor, projectors: Tensor, change: Tensor) -> None:
-    """Write the gradient of the projectors into ``change``; projectors are symmetric."""
-    if len(projectors) == 1:
-        change.copy_(grad)
-        return
-    (first, second), (grad_total, grad_product) = projectors.unbind(0), grad.unbind(0)
-    torch.baddbmm(grad_total, second, grad_product, out=change[0])
-    torch.baddbmm(grad_total, grad_product, first, out=change[1])
+def _projector_gradients(grads: Sequence[Tensor], projectors: Tensor, steps: Steps) -> Tensor:
+    """In the order of the projectors. Those are symmetric."""
+    n, groups, c = steps.pairs, steps.groups, projectors.shape[-1]
+    result = torch.empty_like(projectors)
+    if n:
+        doubles = torch.stack([g for g, step in zip(grads, steps.sequence, strict=True) if step.count == 2], 1)
+        grad_total, grad_product = doubles.view(2, n * groups, c, c).unbind(0)
+        first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
+        to_first, to_second = result[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
+        if groups == 1:
+            first, second, to_first, to_second = first[:, 0], second[:, 0], to_first[:, 0], to_second[:, 0]
+            torch.baddbmm(grad_total, second, grad_product, out=to_first)
+            torch.baddbmm(grad_total, grad_product, first, out=to_second)
+        else:
+            shape = (n, groups, c, c)
+            torch.add(grad_total.view(shape), torch.matmul(second, grad_product.view(shape)), out=to_first)
+            torch.add(grad_total.view(shape), torch.matmul(grad_product.view(shape), first), out=to_second)
+    singles = [g[0] for g, step in zip(grads, steps.sequence, strict=True) if step.count == 1]
+    if singles:
+        torch.cat(singles, out=result[2 * n * groups :])
+    return result

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from orthogonium.linalg import cholesky_orthogonalize
-from orthogonium.linalg._gram_schmidt import _lq_backward, _lq_forward, solve_lower_transposed
 from orthogonium.linalg._precision import differentiates_forward, without_autocast
-from orthogonium.linalg._projector_pairs import Step, compose, compose_backward, plan_steps
+from orthogonium.linalg._projector_pairs import Steps, compose, compose_backward, plan_steps
+from orthogonium.linalg._spans import span_backward, span_basis
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 
 
@@ -40,28 +40,24 @@ def _composite(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> Tensor:
     return plan.assemble(matrix, cholesky_orthogonalize(frames))
 
 
-def _steps(plan: KernelPlan, like: Tensor) -> tuple[Step, ...]:
-    # modes that replace tensors must not leave theirs in the cache
-    make: Any = plan_steps if torch._C._len_torch_dispatch_stack() == 0 else plan_steps.__wrapped__
-    steps: tuple[Step, ...] = make(plan.axes, plan.core, plan.after_core, like.dtype, like.device)
-    return steps
+def _steps(plan: KernelPlan, like: Tensor) -> Steps:
+    return plan_steps(plan.axes, plan.core, plan.groups, plan.after_core, like.dtype, like.device)
 
 
 class _Assembly(Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, frames: Tensor, plan: KernelPlan) -> Tensor:
-        wide, lower, special = _lq_forward(frames.mT.flatten(0, 1), "cholesky")
-        steps, left = _steps(plan, matrix), plan.after_core
-        kernel, projectors, kernels, factors = compose(
-            plan.positions(matrix), wide.mT.view(frames.shape), steps, left
-        )
-        ctx.save_for_backward(matrix, frames, wide, lower, special, projectors, *kernels, *factors)
+        steps = _steps(plan, matrix)
+        ordered = frames if steps.order is None else frames.index_select(0, steps.order)
+        wide, lower, special = span_basis(ordered.flatten(0, 1).mT)
+        kernel, kept = compose(plan.positions(matrix), wide, steps)
+        ctx.save_for_backward(matrix, frames, wide, lower, special, *kept)
         ctx.plan = plan
         return plan.weight_of_positions(kernel)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        matrix, frames, wide, lower, special, projectors, *rest = ctx.saved_tensors
+        matrix, frames, wide, lower, special, projectors, pairs, *kernels = ctx.saved_tensors
         plan: KernelPlan = ctx.plan
         if torch.is_grad_enabled():
             leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (matrix, frames)]
@@ -70,16 +66,11 @@ class _Assembly(Function):
             found = torch.autograd.grad(value, leaves, grad, create_graph=True)
             return found[0], found[1], None
         steps = _steps(plan, matrix)
-        orthonormal = wide.mT.view(frames.shape)
-        kernels, factors = rest[: len(steps)], rest[len(steps) :]
         with without_autocast(grad):
-            grad_start, grad_frames = compose_backward(
-                plan.positions_of_weight(grad), orthonormal, projectors, kernels, factors, steps, plan.after_core
+            grad_start, grad_wide = compose_backward(
+                plan.positions_of_weight(grad), wide, steps, projectors, pairs, kernels
             )
-            grad_wide = grad_frames.flatten(0, 1).mT
-            if special.item():
-                grad_free = _lq_backward(grad_wide, wide, lower, special)
-            else:
-                along = torch.bmm(grad_wide, wide.mT)
-                grad_free = solve_lower_transposed(lower, torch.baddbmm(grad_wide, along, wide, alpha=-1))
-            return plan.matrix_of_positions(grad_start), grad_free.mT.view(frames.shape), None
+            grad_frames = span_backward(grad_wide, wide, lower, special).mT.reshape(frames.shape)
+        if steps.inverse_order is not None:
+            grad_frames = grad_frames.index_select(0, steps.inverse_order)
+        return plan.matrix_of_positions(grad_start), grad_frames, None

@@ -134,14 +134,17 @@ class KernelPlan:
         return (core if self.after_core else core.permute(0, 2, 3, 1)).reshape(self.matrix_shape)
 
     def weight_of_positions(self, kernel: Tensor) -> Tensor:
-        """The weight of a kernel with its positions last, ``(groups, out, in or middle, Π kernel)``."""
-        return kernel[:, :, : self.in_channels].reshape(self.weight_shape).contiguous()
+        """The weight of a kernel with its positions first, ``(groups, Π kernel, out, in or middle)``; contiguous."""
+        if not self.after_core:
+            kernel = kernel[..., : self.in_channels]
+        return kernel.permute(0, 2, 3, 1).contiguous().view(self.weight_shape)
 
     def positions_of_weight(self, weight: Tensor) -> Tensor:
         """:meth:`weight_of_positions` undone, with zeros for channels that are not fed."""
         kernel = weight.reshape(self.groups, self.out_channels, self.in_channels, prod(self.kernel_size))
         missing = 0 if self.after_core else self.middle - self.in_channels
-        return nn.functional.pad(kernel, (0, 0, 0, missing)) if missing else kernel
+        kernel = nn.functional.pad(kernel, (0, 0, 0, missing)) if missing else kernel
+        return kernel.permute(0, 3, 1, 2)
 
     def flatten(self, core: Tensor) -> Tensor:
         """The matrix of a core kernel: :meth:`start` undone."""
