@@ -110,4 +110,3 @@ def draw_parts(
 
     matrix = haar(plan.matrix_shape)
     return matrix, None if plan.frames_shape is None else haar(plan.frames_shape)
-

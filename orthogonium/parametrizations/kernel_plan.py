@@ -125,7 +125,7 @@ class KernelPlan:
     def positions(self, matrix: Tensor) -> Tensor:
         """The core kernel with its positions first: ``(groups, Π core, out, in)`` or ``(groups, Π core, out, middle)``."""
         if self.after_core:
-            return matrix.reshape(self.groups, 1, self.out_channels, self.in_channels)
+            return matrix.reshape(self.groups, 1, self.out_channels, self.in_channels).contiguous()
         split = matrix.reshape(self.groups, self.out_channels, self.middle, prod(self.core))
         return split.permute(0, 3, 1, 2).contiguous()
 
@@ -141,7 +141,7 @@ class KernelPlan:
 
     def positions_of_weight(self, weight: Tensor) -> Tensor:
         """:meth:`weight_of_positions` undone, with zeros for channels that are not fed."""
-        kernel = weight.reshape(self.groups, self.out_channels, self.in_channels, prod(self.kernel_size))
+        kernel = weight.contiguous().view(self.groups, self.out_channels, self.in_channels, -1)
         missing = 0 if self.after_core else self.middle - self.in_channels
         kernel = nn.functional.pad(kernel, (0, 0, 0, missing)) if missing else kernel
         return kernel.permute(0, 3, 1, 2)
