@@ -13,7 +13,7 @@ from torch.autograd import Function
 from orthogonium.linalg import cholesky_orthogonalize
 from orthogonium.linalg._precision import differentiates_forward, without_autocast
 from orthogonium.linalg._projector_pairs import Steps, compose, compose_backward, plan_steps
-from orthogonium.linalg._spans import span_backward, span_basis
+from orthogonium.linalg._spans import Basis, span_backward, span_basis
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 
 
@@ -49,15 +49,15 @@ class _Assembly(Function):
     def forward(ctx: Any, matrix: Tensor, frames: Tensor, plan: KernelPlan) -> Tensor:
         steps = _steps(plan, matrix)
         ordered = frames if steps.order is None else frames.index_select(0, steps.order)
-        wide, lower, special = span_basis(ordered.flatten(0, 1).mT)
-        kernel, kept = compose(plan.positions(matrix), wide, steps)
-        ctx.save_for_backward(matrix, frames, wide, lower, special, *kept)
-        ctx.plan = plan
+        basis = span_basis(ordered.flatten(0, 1).mT)
+        kernel, kept = compose(plan.positions(matrix), basis.q, steps)
+        ctx.save_for_backward(matrix, frames, basis.q, basis.factor, basis.special, *kept)
+        ctx.plan, ctx.near = plan, basis.near
         return plan.weight_of_positions(kernel)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        matrix, frames, wide, lower, special, projectors, pairs, *kernels = ctx.saved_tensors
+        matrix, frames, q, factor, special, projectors, pairs, *kernels = ctx.saved_tensors
         plan: KernelPlan = ctx.plan
         if torch.is_grad_enabled():
             leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (matrix, frames)]
@@ -67,10 +67,8 @@ class _Assembly(Function):
             return found[0], found[1], None
         steps = _steps(plan, matrix)
         with without_autocast(grad):
-            grad_start, grad_wide = compose_backward(
-                plan.positions_of_weight(grad), wide, steps, projectors, pairs, kernels
-            )
-            grad_frames = span_backward(grad_wide, wide, lower, special).mT.reshape(frames.shape)
+            grad_start, grad_q = compose_backward(plan.positions_of_weight(grad), q, steps, projectors, pairs, kernels)
+            grad_frames = span_backward(grad_q, Basis(q, factor, special, ctx.near)).mT.reshape(frames.shape)
         if steps.inverse_order is not None:
             grad_frames = grad_frames.index_select(0, steps.inverse_order)
         return plan.matrix_of_positions(grad_start), grad_frames, None
