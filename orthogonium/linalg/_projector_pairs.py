@@ -30,13 +30,14 @@ class Step:
         count: how many.
         positions: of the kernel before.
         mix: ``(groups, new, old · (1 + count))``: from the positions of ``X``, then of its products, to those after.
+            ``None`` where a later step does it as well, at the price of no further product.
         unmix: its transpose.
     """
 
     count: int
     positions: int
-    mix: Tensor
-    unmix: Tensor
+    mix: Tensor | None
+    unmix: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,30 @@ def plan_steps(
 def _plan_steps(
     axes: tuple[int, ...], sides: tuple[int, ...], groups: int, left: bool, dtype: torch.dtype, device: torch.device
 ) -> Steps:
-    found, firsts = [], []
+    found: list[Step] = []
+    pairs, singles, done = [], [], 0
     with torch.inference_mode(False):
-        while sum(step.count for step in found) < len(axes):
-            first = sum(step.count for step in found)
-            axis = axes[first]
-            count = 2 if axes[first : first + 2] == (axis, axis) else 1
-            keep, *products = _mixing(sides, axis, count)
+        held = torch.eye(prod(sides))  # what earlier steps have left to be mixed
+        while done < len(axes):
+            axis = axes[done]
+            count = 2 if axes[done : done + 2] == (axis, axis) else 1
+            (pairs if count == 2 else singles).extend(range(done, done + count))
+            done += count
+            keep, *products = (part @ held for part in _mixing(sides, axis, count))
             # from the left, the products of one position lie next to each other; from the right, those of one factor
             added = torch.stack(products, -1).flatten(1) if left else torch.cat(products, 1)
-            mix = torch.cat((keep, added), 1).to(dtype=dtype, device=device)
-            unmix = mix.T.contiguous()
-            spread = (t.unsqueeze(0).expand(groups, -1, -1) for t in (mix, unmix))
-            found.append(Step(count, prod(sides), *spread))
-            firsts.append(first)
+            mix = torch.cat((keep, added), 1)
+            old = held.shape[1]
+            # one position has become 1 + count, and the next products are of as many whether they are mixed or not
+            if sides[axis] == 1 and done < len(axes) and axes[done] != axis:
+                held = mix
+                found.append(Step(count, old, None, None))
+            else:
+                held = torch.eye(len(mix))
+                spread = (t.to(dtype=dtype, device=device).unsqueeze(0) for t in (mix, mix.T.contiguous()))
+                found.append(Step(count, old, *(t.expand(groups, -1, -1) for t in spread)))
             sides = (*sides[:axis], sides[axis] + count, *sides[axis + 1 :])
-        taps = [tap for first, step in zip(firsts, found, strict=True) if step.count == 2 for tap in (first, first + 1)]
-        taps += [first for first, step in zip(firsts, found, strict=True) if step.count == 1]
-        order = None if taps == sorted(taps) else torch.tensor(taps, device=device)
+        order = None if not pairs or not singles else torch.tensor(pairs + singles, device=device)
         return Steps(tuple(found), order, groups, left)
 
 
@@ -124,7 +131,7 @@ def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[T
         ``(groups, positions, rows · columns)``, and what :func:`compose_backward` needs: projectors, factors of
         pairs, and the kernel before each step.
     """
-    groups, c = steps.groups, frames.shape[-1]
+    groups = steps.groups
     projectors = torch.bmm(frames.mT, frames)
     pairs = _pair_factors(projectors, steps)
     kept = [projectors, pairs]
@@ -134,8 +141,8 @@ def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[T
     for step, factor in zip(steps.sequence, factors, strict=True):
         kept.append(x)
         products = _multiply(factor, x, step, steps.left)
-        both = torch.cat((x.view(groups, step.positions, -1), products), 1)
-        x = torch.bmm(step.mix, both).view(groups, -1, rows, columns)
+        both = torch.cat((x.view(groups, step.positions, -1), *products), 1)
+        x = (both if step.mix is None else torch.bmm(step.mix, both)).view(groups, -1, rows, columns)
     return x, kept
 
 
@@ -174,14 +181,15 @@ def _stacked(factors: Tensor, positions: int) -> Tensor:
     return factors.view(groups, 1, count * c, c).expand(-1, positions, -1, -1).reshape(groups * positions, count * c, c)
 
 
-def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> Tensor:
-    """All products: ``(groups, positions · count, …)`` from the left, ``(groups, count · positions, …)`` else."""
+def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> list[Tensor]:
+    """The products, ``(groups, positions, rows · columns)`` each; from the left in one, with those of a position next
+    to each other."""
     groups, positions, rows, columns = x.shape
     if left:
         products = torch.bmm(_stacked(factors, positions), x.view(groups * positions, rows, columns))
-        return products.view(groups, positions * step.count, rows * columns)
-    products = torch.matmul(x.view(groups, positions * rows, columns), factors.mT)
-    return products.transpose(0, 1).reshape(groups, step.count * positions, rows * columns)
+        return [products.view(groups, positions * step.count, rows * columns)]
+    tall = x.view(groups, positions * rows, columns)
+    return [torch.bmm(tall, factor.mT).view(groups, positions, rows * columns) for factor in factors.unbind(0)]
 
 
 def compose_backward(
@@ -192,7 +200,8 @@ def compose_backward(
     grad_x, grad_factors = grad, []
     factors = _by_step(steps, pairs, projectors)
     for step, x, factor in zip(reversed(steps.sequence), reversed(kernels), reversed(factors), strict=True):
-        both = torch.bmm(step.unmix, grad_x.view(groups, step.mix.shape[1], -1))
+        flat = grad_x.flatten(2)
+        both = flat if step.unmix is None else torch.bmm(step.unmix, flat)
         grad_x, grad_factor = _multiply_backward(both, factor, x, step, steps.left)
         grad_factors.append(grad_factor)
     change = _projector_gradients(grad_factors[::-1], projectors, steps)
@@ -202,20 +211,19 @@ def compose_backward(
 def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, left: bool) -> tuple[Tensor, Tensor]:
     """Gradients of ``x`` and of the factors, ``(count, groups, c, c)``, given that of ``X`` and its products."""
     groups, positions, rows, columns = x.shape
-    own, later = both.split((positions, positions * step.count), 1)
     if left:
+        own, later = both.split((positions, positions * step.count), 1)
         flat = later.reshape(groups * positions, -1, columns)
-        x = x.view(groups * positions, rows, columns)
         own = own.reshape(groups * positions, rows, columns)
-        found = torch.baddbmm(own, _stacked(factors, positions).mT, flat).view(groups, positions, rows, columns)
-        grad = torch.bmm(flat, x.mT).view(groups, positions, step.count, rows, rows)
+        found = torch.baddbmm(own, _stacked(factors, positions).mT, flat).view(x.shape)
+        grad = torch.bmm(flat, x.view(groups * positions, rows, columns).mT)
+        grad = grad.view(groups, positions, step.count, rows, rows)
         return found, (grad[:, 0] if positions == 1 else grad.sum(1)).transpose(0, 1)
-    later = later.reshape(groups, step.count, -1, columns)
-    found = own.reshape(groups, -1, columns)
-    for part, factor in zip(later.unbind(1), factors.unbind(0), strict=True):
+    found, *parts = (part.reshape(groups, positions * rows, columns) for part in both.split(positions, 1))
+    tall = x.view(groups, positions * rows, columns)
+    for part, factor in zip(parts, factors.unbind(0), strict=True):
         found = torch.baddbmm(found, part, factor)
-    grad = torch.matmul(later.mT, x.view(groups, 1, -1, columns)).transpose(0, 1)
-    return found.view(groups, positions, rows, columns), grad
+    return found.view(x.shape), torch.stack([torch.bmm(part.mT, tall) for part in parts])
 
 
 def _projector_gradients(grads: Sequence[Tensor], projectors: Tensor, steps: Steps) -> Tensor:
