@@ -1,8 +1,8 @@
 """Two-tap kernels ``[P, I − P]`` applied two at a time: few large products in place of many small ones.
 
-Two of them along one axis, ``P₁`` first, have the three taps ``Π``, ``S − 2 Π`` and ``I − S + Π`` with ``Π = P₂ P₁`` and
-``S = P₁ + P₂``. So ``S X`` and ``Π X`` are all that has to be multiplied, for all positions of a kernel ``X`` at once,
-and a matrix of small integers takes ``X`` and its products to the positions of the longer kernel.
+Two of them along one axis, ``P₁`` first, have the three taps ``Π``, ``S − 2 Π`` and ``I − S + Π`` with ``Π = P₂ P₁``
+and ``S = P₁ + P₂``. So ``S X`` and ``Π X`` are all that has to be multiplied, for all positions of a kernel ``X`` at
+once, and a matrix of small integers takes ``X`` and its products to the positions of the longer kernel.
 
 A kernel is ``(groups, positions, rows, columns)`` here. Projectors multiply its rows from the *left*, or its columns
 from the right; the factors of a step are ``(groups, count, c, c)`` or, from the right, ``(count, groups, c, c)``.
@@ -196,7 +196,6 @@ def compose_backward(
     grad: Tensor, frames: Tensor, steps: Steps, projectors: Tensor, pairs: Tensor, kernels: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``start`` and ``frames``, given that of the kernel that :func:`compose` returned, of its shape."""
-    groups = steps.groups
     grad_x, grad_factors = grad, []
     factors = _by_step(steps, pairs, projectors)
     for step, x, factor in zip(reversed(steps.sequence), reversed(kernels), reversed(factors), strict=True):

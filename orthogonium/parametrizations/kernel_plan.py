@@ -123,7 +123,7 @@ class KernelPlan:
         return grouped.unflatten(-1, (self.middle, *self.core)).movedim(1, -1)
 
     def positions(self, matrix: Tensor) -> Tensor:
-        """The core kernel with its positions first: ``(groups, Π core, out, in)`` or ``(groups, Π core, out, middle)``."""
+        """The core kernel with its positions first: ``(groups, Π core, out, in or middle)``."""
         if self.after_core:
             return matrix.reshape(self.groups, 1, self.out_channels, self.in_channels).contiguous()
         split = matrix.reshape(self.groups, self.out_channels, self.middle, prod(self.core))
