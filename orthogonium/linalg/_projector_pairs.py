@@ -80,7 +80,9 @@ def _plan_steps(
     axes: tuple[int, ...], sides: tuple[int, ...], groups: int, left: bool, dtype: torch.dtype, device: torch.device
 ) -> Steps:
     found: list[Step] = []
-    pairs, singles, done = [], [], 0
+    pairs: list[int] = []
+    singles: list[int] = []
+    done = 0
     with torch.inference_mode(False):
         held = torch.eye(prod(sides))  # what earlier steps have left to be mixed
         while done < len(axes):

@@ -47,7 +47,8 @@ def span_basis(frames: Tensor) -> Basis:
             short = size <= eps**0.5
             factor = error.mul_(-0.5) if short else torch.baddbmm(error, error, error, beta=-0.5, alpha=0.375)
             return Basis(torch.baddbmm(frames, factor, frames), factor, _ORDINARY, True)
-    return Basis(*_lq_forward(frames, "cholesky"), False)
+    q, lower, special = _lq_forward(frames, "cholesky")
+    return Basis(q, lower, special, False)
 
 
 def span_backward(grad: Tensor, basis: Basis) -> Tensor:
