@@ -30,14 +30,14 @@ class Step:
         count: how many.
         positions: of the kernel before.
         mix: ``(groups, new, old · (1 + count))``: from the positions of ``X``, then of its products, to those after.
-            ``None`` where a later step does it as well, at the price of no further product.
+            Done in each step: left to the last one, it would save a product and multiply the rounding error.
         unmix: its transpose.
     """
 
     count: int
     positions: int
-    mix: Tensor | None
-    unmix: Tensor | None
+    mix: Tensor
+    unmix: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,26 +84,18 @@ def _plan_steps(
     singles: list[int] = []
     done = 0
     with torch.inference_mode(False):
-        held = torch.eye(prod(sides))  # what earlier steps have left to be mixed
         while done < len(axes):
             axis = axes[done]
             count = 2 if axes[done : done + 2] == (axis, axis) else 1
             (pairs if count == 2 else singles).extend(range(done, done + count))
-            done += count
-            keep, *products = (part @ held for part in _mixing(sides, axis, count))
+            keep, *products = _mixing(sides, axis, count)
             # from the left, the products of one position lie next to each other; from the right, those of one factor
             added = torch.stack(products, -1).flatten(1) if left else torch.cat(products, 1)
-            mix = torch.cat((keep, added), 1)
-            old = held.shape[1]
-            # one position has become 1 + count, and the next products are of as many whether they are mixed or not
-            if sides[axis] == 1 and done < len(axes) and axes[done] != axis:
-                held = mix
-                found.append(Step(count, old, None, None))
-            else:
-                held = torch.eye(len(mix))
-                spread = (t.to(dtype=dtype, device=device).unsqueeze(0) for t in (mix, mix.T.contiguous()))
-                found.append(Step(count, old, *(t.expand(groups, -1, -1) for t in spread)))
+            mix = torch.cat((keep, added), 1).to(dtype=dtype, device=device)
+            mixing = (t.unsqueeze(0).expand(groups, -1, -1) for t in (mix, mix.T.contiguous()))
+            found.append(Step(count, prod(sides), *mixing))
             sides = (*sides[:axis], sides[axis] + count, *sides[axis + 1 :])
+            done += count
         order = None if not pairs or not singles else torch.tensor(pairs + singles, device=device)
         return Steps(tuple(found), order, groups, left)
 
@@ -144,7 +136,7 @@ def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[T
         kept.append(x)
         products = _multiply(factor, x, step, steps.left)
         both = torch.cat((x.view(groups, step.positions, -1), *products), 1)
-        x = (both if step.mix is None else torch.bmm(step.mix, both)).view(groups, -1, rows, columns)
+        x = torch.bmm(step.mix, both).view(groups, -1, rows, columns)
     return x, kept
 
 
@@ -201,8 +193,7 @@ def compose_backward(
     grad_x, grad_factors = grad, []
     factors = _by_step(steps, pairs, projectors)
     for step, x, factor in zip(reversed(steps.sequence), reversed(kernels), reversed(factors), strict=True):
-        flat = grad_x.flatten(2)
-        both = flat if step.unmix is None else torch.bmm(step.unmix, flat)
+        both = torch.bmm(step.unmix, grad_x.flatten(2))
         grad_x, grad_factor = _multiply_backward(both, factor, x, step, steps.left)
         grad_factors.append(grad_factor)
     change = _projector_gradients(grad_factors[::-1], projectors, steps)
