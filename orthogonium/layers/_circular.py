@@ -4,7 +4,6 @@
 padding consists of. Here a border is added where it came from, and nothing else is touched.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -110,30 +109,26 @@ class _Fold(Function):
     @staticmethod
     def forward(ctx: Any, wide: Tensor, pads: Pads) -> Tensor:
         ctx.pads = pads
-        first = wide.ndim - len(pads)
-        # of each axis: which part of `wide` goes where; the centre, then the borders
-        parts = []
-        for length, (before, after) in _axes(wide, pads):
-            side = length - before - after
-            ends = [(0, side - before, before)] * (before > 0) + [(before + side, 0, after)] * (after > 0)
-            parts.append([(before, 0, side), *ends])
-        folded: Tensor | None = None
-        for combination in itertools.product(*parts):
-            source, target = wide, folded
-            for axis, (start, stop, length) in enumerate(combination, first):
-                source = source.narrow(axis, start, length)
-                if target is not None:
-                    target = target.narrow(axis, stop, length)
-            if target is None:
-                folded = source.clone()
-            else:
-                target.add_(source)
-        assert folded is not None
-        return folded
+        return _folded(wide, pads, len(pads))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return circular_pad(grad, ctx.pads), None
+
+
+def _folded(wide: Tensor, pads: Pads, count: int) -> Tensor:
+    """A new tensor, folded along the first ``count`` of the padded axes; sums are taken as in :func:`_fold_axis`."""
+    if count == 0:
+        return wide.clone()
+    before, after = pads[count - 1]
+    axis = wide.ndim - len(pads) + count - 1
+    side = wide.shape[axis] - before - after
+    centre = _folded(wide.narrow(axis, before, side), pads, count - 1)
+    if before:
+        centre.narrow(axis, side - before, before).add_(_folded(wide.narrow(axis, 0, before), pads, count - 1))
+    if after:
+        centre.narrow(axis, 0, after).add_(_folded(wide.narrow(axis, before + side, after), pads, count - 1))
+    return centre
 
 
 def _memory_format(features: Tensor) -> torch.memory_format:

@@ -44,6 +44,12 @@ def test_folding_is_the_adjoint(shape, pads):
     assert_close((circular_pad(x, pads) * wide).sum(), (x * circular_fold(wide, pads)).sum())
 
 
+@pytest.mark.parametrize(("shape", "pads"), CASES, ids=str)
+def test_folding_axis_by_axis_gives_the_same_bits(shape, pads):
+    wide = randn(*circular_pad(randn(*shape), pads).shape, seed=1)
+    assert torch.equal(circular_fold(wide, pads), torch.func.vmap(lambda t: circular_fold(t, pads))(wide[None])[0])
+
+
 @pytest.mark.parametrize(("shape", "pads"), CASES[:-1], ids=str)
 def test_gradients_are_those_of_torch(shape, pads):
     x = randn(*shape).requires_grad_()
