@@ -1,19 +1,23 @@
 """What do orthogonal convolutions cost? The weight alone, and a training step of a small CNN.
 
-    python benchmarks/convolutions.py --peer PATH
+    python benchmarks/convolutions.py --peer PATH --out docs/benchmarks
 
 Against plain ``nn.Conv2d`` with circular padding and free weights, and against another library that imports as
-``orthogonium``, which runs in a process of its own. Rounds
-alternate between the contestants; times are medians, of process time on one thread of a CPU and of wall time on a GPU.
+``orthogonium``, which runs in a process of its own. Rounds alternate between the contestants in blocks of at least 10
+milliseconds; times are medians over blocks, of process time on one thread of a CPU and of wall time on a GPU. Ratios
+are medians over rounds of the ratio within a round, since the speed of a shared machine drifts.
 """
 
 import argparse
+import csv
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +38,7 @@ SHAPES = [
 PRESETS = ["DEFAULT", "CHOLESKY", "QR"]
 # (channels in, out, stride) of the CNN's 3x3 convolutions, on 32x32 images
 STAGES = [(3, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
+BLOCK_MS = 10.0
 GOALS = {"DEFAULT": 5.0, "CHOLESKY": 3.3, "QR": 3.3, "strided": 4.0, 64: 1.10, 16: 1.25}
 
 
@@ -74,6 +79,7 @@ class Worker:
     def __init__(self, library: str, device: str) -> None:
         self.library, self.device = library, torch.device(device)
         self.kept: dict[str, Any] = {}
+        self.repeats: dict[str, int] = {}
         torch.set_num_threads(1)
 
     def clock(self) -> float:
@@ -88,13 +94,18 @@ class Worker:
         if key not in self.kept:
             torch.manual_seed(0)
             self.kept[key] = self.prepare(library, request)
+            run = self.kept[key]
             for _ in range(3):
-                self.kept[key]()
-        run = self.kept[key]
+                run()
+            least = min(self.seconds(run, 1) for _ in range(3))
+            self.repeats[key] = max(1, math.ceil(BLOCK_MS / (1e3 * least)))
+        return {"ms": 1e3 * self.seconds(self.kept[key], self.repeats[key])}
+
+    def seconds(self, run: Callable[[], None], repeats: int) -> float:
         begin = self.clock()
-        for _ in range(request["repeats"]):
+        for _ in range(repeats):
             run()
-        return {"ms": 1e3 * (self.clock() - begin) / request["repeats"]}
+        return (self.clock() - begin) / repeats
 
     def prepare(self, library: str, request: dict[str, Any]) -> Any:
         if request["kind"] == "weight":
@@ -147,11 +158,17 @@ class Contestant:
         self.process.wait()
 
 
-def medians(entries: list[tuple[Contestant, dict[str, Any]]], rounds: int) -> list[float]:
+def measure(entries: list[tuple[Contestant, dict[str, Any]]], rounds: int) -> tuple[list[float], list[list[float]]]:
+    """Medians of the contestants' times, and all of them, a list per contestant."""
     for contestant, request in entries:  # make and warm up
         contestant.ask(request)
-    times = [[contestant.ask(request) for contestant, request in entries] for _ in range(rounds)]
-    return [median(column) for column in zip(*times, strict=True)]
+    rows = [[contestant.ask(request) for contestant, request in entries] for _ in range(rounds)]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return [median(column) for column in columns], columns
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    return median(a / b for a, b in zip(over, under, strict=True))
 
 
 def defect(path: str, stride: int) -> float:
@@ -162,34 +179,43 @@ def defect(path: str, stride: int) -> float:
     return float((values - 1).abs().max())
 
 
-def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
+def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> list[dict[str, Any]]:
     print(
         f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}"
         f"{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
     )
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
             for preset in PRESETS:
-                request: dict[str, Any] = {"kind": "weight", "shape": shape, "preset": preset, "repeats": 3}
+                request: dict[str, Any] = {"kind": "weight", "shape": shape, "preset": preset}
                 entries = [(ours, request | {"save": f"{folder}/ours.pt"})]
                 if peer is not None:
                     entries.append((peer, request | {"save": f"{folder}/peer.pt"}))
-                found = medians(entries, rounds)
+                found, columns = measure(entries, rounds)
                 inner, outer, k, s = shape
-                line = f"{f'{inner} -> {outer}, k {k}, stride {s}':<28}{preset:<10}{found[0]:9.2f}"
+                row: dict[str, Any] = {"kind": "weight", "case": f"{inner} -> {outer}, k {k}, stride {s}"}
+                row |= {"preset": preset, "ms": found[0], "defect": defect(f"{folder}/ours.pt", s)}
+                line = f"{row['case']:<28}{preset:<10}{found[0]:9.2f}"
                 if peer is not None:
                     goal = GOALS["strided"] if s > 1 and preset == "DEFAULT" else GOALS[preset]
-                    line += f"{found[1]:9.2f}{found[1] / found[0]:7.2f}{goal:6.1f}"
+                    row |= {"peer_ms": found[1], "ratio": ratio(columns[1], columns[0]), "goal": goal}
+                    row["peer_defect"] = defect(f"{folder}/peer.pt", s)
+                    line += f"{found[1]:9.2f}{row['ratio']:7.2f}{goal:6.1f}"
                 else:
                     line += f"{'–':>9}{'–':>7}{'–':>6}"
-                line += f"{defect(f'{folder}/ours.pt', s):10.1e}"
-                print(line + (f"{defect(f'{folder}/peer.pt', s):10.1e}" if peer is not None else ""), flush=True)
+                line += f"{row['defect']:10.1e}"
+                print(line + (f"{row['peer_defect']:10.1e}" if peer is not None else ""), flush=True)
+                rows.append(row)
+    return rows
 
 
-def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
+def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> list[dict[str, Any]]:
+    """Times of a training step; here ``ratio`` is that to the plain CNN."""
     print(f"\n{'CNN step':<12}{'contestant':<18}{'ms':>9}{'/ plain':>9}{'goal':>6}")
+    rows = []
     for batch in (64, 16):
-        request = {"kind": "step", "batch": batch, "repeats": 1 if batch == 64 else 3}
+        request = {"kind": "step", "batch": batch}
         entries = [(ours, request | {"library": "plain", "preset": ""})]
         names = ["plain"]
         for preset in ("DEFAULT", "CHOLESKY"):
@@ -198,17 +224,31 @@ def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> None:
         if peer is not None:
             entries.append((peer, request | {"preset": "DEFAULT"}))
             names.append("peer DEFAULT")
-        found = medians(entries, rounds)
-        for name, value in zip(names, found, strict=True):
-            goal = f"{GOALS[batch]:6.2f}" if name.startswith("ours") else ""
-            print(f"{f'batch {batch}':<12}{name:<18}{value:9.2f}{value / found[0]:9.3f}{goal}", flush=True)
+        found, columns = measure(entries, rounds)
+        for name, value, column in zip(names, found, columns, strict=True):
+            goal = GOALS[batch] if name.startswith("ours") else ""
+            row = {"kind": "step", "case": f"batch {batch}", "preset": name, "ms": value, "goal": goal}
+            rows.append(row | {"ratio": ratio(column, columns[0])})
+            end = f"{goal:6.2f}" if goal else ""
+            print(f"{row['case']:<12}{name:<18}{value:9.2f}{rows[-1]['ratio']:9.3f}{end}", flush=True)
+    return rows
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    fields = ["kind", "case", "preset", "ms", "peer_ms", "ratio", "goal", "defect", "peer_defect"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="folder with the other library")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="folder for convolutions.csv")
     parser.add_argument("--only", choices=["weights", "steps"])
     parser.add_argument("--serve", choices=["ours", "peer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -217,10 +257,13 @@ def main() -> int:
         return 0
     ours = Contestant("ours", Path(__file__).resolve().parent.parent, options.device)
     peer = Contestant("peer", options.peer.resolve(), options.device) if options.peer else None
+    rows = []
     if options.only != "steps":
-        weights(ours, peer, options.rounds)
+        rows += weights(ours, peer, options.rounds)
     if options.only != "weights":
-        steps(ours, peer, options.rounds)
+        rows += steps(ours, peer, options.rounds)
+    if options.out:
+        write(rows, options.out / "convolutions.csv")
     for contestant in (ours, peer):
         if contestant is not None:
             contestant.close()

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium._checks import as_tuple, check_channels, check_kernel_exists
+from orthogonium.layers._circular import circular_pad
 from orthogonium.layers._geometry import ConvGeometry
 from orthogonium.layers.constrain import constrain_kernel
 from orthogonium.layers.linear import _rebuild
@@ -26,6 +27,7 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
     _exact: ClassVar[bool] = True  # whether the kernel is orthogonal, and so has to exist
     padding_mode: Any
     geometry: ConvGeometry
+    _zeros_around: tuple[int, ...] | None
     ortho_params: OrthoParams
 
     def _checked(
@@ -136,6 +138,9 @@ class _PaddedConv(_OrthoKernelLayer):
         self.geometry = geometry
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.pads)
         self._reversed_padding_repeated_twice = [p for pair in reversed(geometry.pads) for p in pair]
+        even = all(before == after and (before == 0 or not geometry.circular) for before, after in geometry.pads)
+        # what torch's convolutions can pad by themselves
+        self._zeros_around = tuple(before for before, _ in geometry.pads) if even else None
 
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, in, *sides)`` to ``(batch, out, *windows)``; ``ValueError`` for sides that break the bound."""
@@ -143,11 +148,12 @@ class _PaddedConv(_OrthoKernelLayer):
         return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = tuple(before for before, _ in self.geometry.pads)
-        even = all(before == after for before, after in self.geometry.pads)
-        if any(self._reversed_padding_repeated_twice) and (self.geometry.circular or not even):
-            mode = "circular" if self.geometry.circular else "constant"
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+        pads, padding = self.geometry.pads, self._zeros_around
+        if padding is None:
+            if self.geometry.circular:
+                input = circular_pad(input, pads)
+            else:
+                input = F.pad(input, self._reversed_padding_repeated_twice)
             padding = (0,) * self._dims
         return _CONVOLUTIONS[self._dims](input, weight, bias, self.stride, padding, self.dilation, self.groups)
 

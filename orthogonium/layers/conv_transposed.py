@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orthogonium._checks import as_tuple
+from orthogonium.layers._circular import circular_fold
 from orthogonium.layers.conv import _DOC, _OrthoKernelLayer
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
@@ -111,22 +112,12 @@ class _PaddedConvTranspose(_OrthoKernelLayer):
             padding = tuple(before for before, _ in pads)
             return transposed(input, weight, bias, self.stride, padding, added, self.groups, self.dilation)
         wide = transposed(input, weight, None, self.stride, 0, added, self.groups, self.dilation)
-        for axis, (before, after) in enumerate(pads):
-            wide = self._fold(wide, axis - self._dims, before, after)
+        if self.geometry.circular:
+            wide = circular_fold(wide, pads)
+        else:
+            for axis, (before, after) in enumerate(pads, -self._dims):
+                wide = wide.narrow(axis, before, wide.shape[axis] - before - after)
         return wide if bias is None else wide + bias.view(-1, *(1,) * self._dims)
-
-    def _fold(self, wide: Tensor, dim: int, before: int, after: int) -> Tensor:
-        """The adjoint of padding along one axis: cut the border off, and add it where it came from if circular."""
-        side = wide.shape[dim] - before - after
-        core = wide.narrow(dim, before, side)
-        if not self.geometry.circular or not (before or after):
-            return core
-        behind = [0, 0] * (-dim - 1)
-        if before:
-            core = core + F.pad(wide.narrow(dim, 0, before), (*behind, side - before, 0))
-        if after:
-            core = core + F.pad(wide.narrow(dim, before + side, after), (*behind, 0, side - after))
-        return core
 
     def _arguments(self) -> dict[str, Any]:
         return super()._arguments() | {"output_padding": self.output_padding}

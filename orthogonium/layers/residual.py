@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orthogonium._checks import as_tuple, check_count
+from orthogonium.layers._circular import circular_pad
 from orthogonium.layers.conv import _CONVOLUTIONS
 from orthogonium.layers.conv_transposed import _TRANSPOSED
 
@@ -168,12 +169,12 @@ class _SLLConv(_SLL):
         if self.padding_mode == "zeros":
             active = F.relu(convolution(input, self.weight, self.bias, padding=half)) * steps
             return input - transposed(active, self.weight, padding=half)
-        around = [p for h in reversed(half) for p in (h, h)]
-        wide = F.pad(input, around, mode="circular")
+        around = [(h, h) for h in half]
+        wide = circular_pad(input, around)
         active = F.relu(convolution(wide, self.weight, self.bias)) * steps
         # the adjoint on a circle: the flipped kernel over the padded features
         flipped = self.weight.flip(tuple(range(2, 2 + self._dims))).transpose(0, 1)
-        return input - convolution(F.pad(active, around, mode="circular"), flipped)
+        return input - convolution(circular_pad(active, around), flipped)
 
     def extra_repr(self) -> str:
         sizes = f"{self.channels}, hidden={self.hidden}, kernel_size={self.kernel_size}"

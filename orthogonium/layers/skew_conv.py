@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium._checks import as_tuple, check_channels
+from orthogonium.layers._circular import circular_pad
 from orthogonium.layers._geometry import ConvGeometry
 from orthogonium.layers.constrain import constrain
 from orthogonium.layers.linear import _rebuild
@@ -103,10 +104,10 @@ class _SkewOrthoConv(nn.Module):
         return order
 
     def _skew(self, features: Tensor, weight: Tensor) -> Tensor:
-        around = [p for pair in reversed(self.geometry.pads) for p in pair]
-        if self.geometry.circular and any(around):
-            features, around = F.pad(features, around, mode="circular"), [0] * len(around)
-        padding = tuple(reversed(around[::2]))
+        pads = self.geometry.pads
+        padding = tuple(before for before, _ in pads)
+        if self.geometry.circular and any(map(sum, pads)):
+            features, padding = circular_pad(features, pads), (0,) * len(pads)
         return convolve(features, weight, padding=padding, dilation=self.dilation, groups=self.groups)
 
     def extra_repr(self) -> str:

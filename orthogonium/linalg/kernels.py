@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn import functional as F
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -92,7 +91,8 @@ def multiply_by_projector_taps(start: Tensor, frames: Tensor, axes: Sequence[int
 
     Each ``[P, I − P]`` is orthogonal, since ``P (I − P) = 0``, so an orthogonal start stays orthogonal; it grows by
     one along the tap's axis. ``P X`` is computed as ``U (Uᵀ X)`` for the taps that exist: no padding zeros are
-    multiplied, no projector is formed. The reverse is written by hand: two more products of that size per tap.
+    multiplied, no projector is formed. Every part is differentiable to any order; layers in training use
+    :func:`orthogonium.parametrizations.kernel_assembly.kernel_of_free_frames`, which computes the same in fewer calls.
 
     Args:
         start: ``(groups, c, *k, n)``: channels to multiply, kernel sides, whatever is carried along.
@@ -106,62 +106,9 @@ def multiply_by_projector_taps(start: Tensor, frames: Tensor, axes: Sequence[int
         Xiao et al., "Dynamical isometry and a mean field theory of CNNs", ICML 2018; Li et al., "Preventing gradient
         attenuation in Lipschitz constrained convolutional networks", NeurIPS 2019.
     """
-    if len(axes) == 0:
-        return start
-    axes = tuple(axes)
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        return _taps_composite(start, frames, axes)
-    result: Tensor = _Taps.apply(start, frames, axes)
-    return result
-
-
-def _taps_composite(start: Tensor, frames: Tensor, axes: Sequence[int]) -> Tensor:
-    """The same from torch's differentiable functions, for second and forward derivatives."""
     x = start
-    for frame, axis in zip(frames.unbind(0), axes, strict=True):
+    for frame, axis in zip(frames.unbind(0), axes, strict=True) if len(axes) else ():
         near = (frame @ (frame.mT @ x.flatten(2))).view_as(x)
         zero = torch.zeros_like(x.narrow(axis + 2, 0, 1))
         x = torch.cat((near, zero), axis + 2) + torch.cat((zero, x - near), axis + 2)
     return x
-
-
-class _Taps(Function):
-    @staticmethod
-    def forward(ctx: Any, start: Tensor, frames: Tensor, axes: Sequence[int]) -> Tensor:
-        x, kept = start.contiguous(), []
-        for frame, axis in zip(frames.unbind(0), axes, strict=True):
-            inside = torch.bmm(frame.mT, x.flatten(2))
-            near = torch.bmm(frame, inside).view_as(x)
-            after = x.ndim - axis - 3  # dimensions behind the axis that grows
-            longer = torch.constant_pad_nd(x - near, (0, 0) * after + (1, 0))
-            longer.narrow(axis + 2, 0, x.shape[axis + 2]).add_(near)
-            kept += [x, inside]
-            x = longer
-        ctx.axes = axes
-        ctx.save_for_backward(start, frames, *kept)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        start, frames, *kept = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return *_taps_backward(grad, frames, kept, ctx.axes), None
-        with torch.enable_grad():
-            leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (start, frames)]
-            value = _taps_composite(leaves[0], leaves[1], ctx.axes)
-            grad_start, grad_frames = torch.autograd.grad(value, leaves, grad, create_graph=True)
-        return grad_start, grad_frames, None
-
-
-def _taps_backward(grad: Tensor, frames: Tensor, kept: Sequence[Tensor], axes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """With ``D`` the gradient of ``U Uᵀ X``: ``dX = G₊ + U Uᵀ D`` and ``dU = D (Uᵀ X)ᵀ + X (Uᵀ D)ᵀ``."""
-    grad_frames: list[Tensor] = []
-    for j in range(len(axes) - 1, -1, -1):
-        x, inside, frame, dim = kept[2 * j], kept[2 * j + 1], frames[j], axes[j] + 2
-        length = x.shape[dim]
-        later = grad.narrow(dim, 1, length)
-        change = (grad.narrow(dim, 0, length) - later).flatten(2)
-        moved = torch.bmm(frame.mT, change)
-        grad_frames.append(torch.baddbmm(torch.bmm(change, inside.mT), x.flatten(2), moved.mT))
-        grad = later + torch.bmm(frame, moved).view_as(x)
-    return grad, torch.stack(grad_frames[::-1])

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from orthogonium.linalg import NonFiniteError, cholesky_orthogonalize, qr_orthogonalize
+from orthogonium.linalg import NonFiniteError, qr_orthogonalize
 from orthogonium.linalg._precision import without_autocast, working_dtype
+from orthogonium.parametrizations.kernel_assembly import kernel_of_free_frames
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 from orthogonium.parametrizations.kernel_projection import nearest_parts
 
@@ -41,9 +42,12 @@ class OrthogonalKernel(nn.Module):
             matrix, frames = matrix.float(), None if frames is None else frames.float()
         with without_autocast(matrix):
             orthogonal = self.matrix_hook(matrix)
-            if frames is not None:
-                frames = _orthonormal_frames(frames)
-            return self.plan.assemble(orthogonal, frames).to(dtype)
+            if frames is None:
+                return self.plan.assemble(orthogonal, None).to(dtype)
+            try:
+                return kernel_of_free_frames(self.plan, orthogonal, frames).to(dtype)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} (the free frames behind the kernel)") from None
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -106,10 +110,3 @@ def draw_parts(
 
     matrix = haar(plan.matrix_shape)
     return matrix, None if plan.frames_shape is None else haar(plan.frames_shape)
-
-
-def _orthonormal_frames(frames: Tensor) -> Tensor:
-    try:
-        return cholesky_orthogonalize(frames)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error} (the free frames behind the kernel)") from None

@@ -122,6 +122,30 @@ class KernelPlan:
             return grouped.reshape(self.groups, self.out_channels, *self.core, self.in_channels)
         return grouped.unflatten(-1, (self.middle, *self.core)).movedim(1, -1)
 
+    def positions(self, matrix: Tensor) -> Tensor:
+        """The core kernel with its positions first: ``(groups, Π core, out, in or middle)``."""
+        if self.after_core:
+            return matrix.reshape(self.groups, 1, self.out_channels, self.in_channels).contiguous()
+        split = matrix.reshape(self.groups, self.out_channels, self.middle, prod(self.core))
+        return split.permute(0, 3, 1, 2).contiguous()
+
+    def matrix_of_positions(self, core: Tensor) -> Tensor:
+        """:meth:`positions` undone."""
+        return (core if self.after_core else core.permute(0, 2, 3, 1)).reshape(self.matrix_shape)
+
+    def weight_of_positions(self, kernel: Tensor) -> Tensor:
+        """The weight of a kernel with its positions first, ``(groups, Π kernel, out, in or middle)``; contiguous."""
+        if not self.after_core:
+            kernel = kernel[..., : self.in_channels]
+        return kernel.permute(0, 2, 3, 1).contiguous().view(self.weight_shape)
+
+    def positions_of_weight(self, weight: Tensor) -> Tensor:
+        """:meth:`weight_of_positions` undone, with zeros for channels that are not fed."""
+        kernel = weight.contiguous().view(self.groups, self.out_channels, self.in_channels, -1)
+        missing = 0 if self.after_core else self.middle - self.in_channels
+        kernel = nn.functional.pad(kernel, (0, 0, 0, missing)) if missing else kernel
+        return kernel.permute(0, 3, 1, 2)
+
     def flatten(self, core: Tensor) -> Tensor:
         """The matrix of a core kernel: :meth:`start` undone."""
         return (core if self.after_core else core.movedim(-1, 1)).reshape(self.matrix_shape)

@@ -1,0 +1,74 @@
+"""From an orthogonal matrix and free frames to a kernel in one differentiable step, and back in another.
+
+Only the projectors ``U Uᵀ`` enter a kernel, so of the gradient of ``U`` nothing along the span of ``U`` itself is left,
+and the way back through the orthogonalisation is shorter than for a matrix of which the columns matter.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from orthogonium.linalg import cholesky_orthogonalize
+from orthogonium.linalg._precision import differentiates_forward, without_autocast
+from orthogonium.linalg._projector_pairs import Steps, compose, compose_backward, plan_steps
+from orthogonium.linalg._spans import Basis, span_backward, span_basis
+from orthogonium.parametrizations.kernel_plan import KernelPlan
+
+
+def kernel_of_free_frames(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> Tensor:
+    """The kernel, ``plan.weight_shape``, of an orthogonal matrix and frames that are yet to be orthogonalised.
+
+    Args:
+        plan: how the kernel is composed, of at least one tap.
+        matrix: ``plan.matrix_shape``, float32 or float64.
+        frames: ``plan.frames_shape``, likewise.
+
+    Raises:
+        NonFiniteError: NaN or Inf in ``frames``.
+    """
+    plain = type(matrix) in (Tensor, nn.Parameter) and type(frames) in (Tensor, nn.Parameter)
+    if not plain or torch.compiler.is_compiling() or differentiates_forward():
+        return _composite(plan, matrix, frames)
+    kernel: Tensor = _Assembly.apply(matrix, frames, plan)
+    return kernel
+
+
+def _composite(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> Tensor:
+    """The same from differentiable parts, for second and forward derivatives and for tracers."""
+    return plan.assemble(matrix, cholesky_orthogonalize(frames))
+
+
+def _steps(plan: KernelPlan, like: Tensor) -> Steps:
+    return plan_steps(plan.axes, plan.core, plan.groups, plan.after_core, like.dtype, like.device)
+
+
+class _Assembly(Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, frames: Tensor, plan: KernelPlan) -> Tensor:
+        steps = _steps(plan, matrix)
+        ordered = frames if steps.order is None else frames.index_select(0, steps.order)
+        basis = span_basis(ordered.flatten(0, 1).mT)
+        kernel, kept = compose(plan.positions(matrix), basis.q, steps)
+        ctx.save_for_backward(matrix, frames, basis.q, basis.factor, basis.special, *kept)
+        ctx.plan, ctx.near = plan, basis.near
+        return plan.weight_of_positions(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        matrix, frames, q, factor, special, projectors, pairs, *kernels = ctx.saved_tensors
+        plan: KernelPlan = ctx.plan
+        if torch.is_grad_enabled():
+            leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (matrix, frames)]
+            with without_autocast(grad):
+                value = _composite(plan, *leaves)
+            found = torch.autograd.grad(value, leaves, grad, create_graph=True)
+            return found[0], found[1], None
+        steps = _steps(plan, matrix)
+        with without_autocast(grad):
+            grad_start, grad_q = compose_backward(plan.positions_of_weight(grad), q, steps, projectors, pairs, kernels)
+            grad_frames = span_backward(grad_q, Basis(q, factor, special, ctx.near)).mT.reshape(frames.shape)
+        if steps.inverse_order is not None:
+            grad_frames = grad_frames.index_select(0, steps.inverse_order)
+        return plan.matrix_of_positions(grad_start), grad_frames, None
