@@ -16,7 +16,7 @@ from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 from orthogonium.parametrizations.normalizers import BatchedIdentity
-from orthogonium.parametrizations.orthogonalizers import compute_with_reverse
+from orthogonium.parametrizations.orthogonalizers import closed_form
 
 # where torch cannot tell, every traced program might be an exported one
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
@@ -101,7 +101,7 @@ class Constraint(nn.Module):
                 return [_pipeline(normalizer, orthogonalizer, free)]
 
             keep_graph = self.training and torch.is_grad_enabled()
-            direct = None if normalizer is not None else compute_with_reverse(orthogonalizer)
+            direct = None if normalizer is not None else closed_form(orthogonalizer)
             self._evaluation = Evaluation(compute, [originals], keep_graph, direct), 0
         assert self._evaluation is not None
         return self._evaluation

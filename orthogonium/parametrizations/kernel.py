@@ -1,6 +1,6 @@
 """An orthogonal convolution kernel of any size, stride and groups from one matrix and a few projectors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from orthogonium.linalg import NonFiniteError, qr_orthogonalize
 from orthogonium.linalg._precision import without_autocast, working_dtype
-from orthogonium.parametrizations.kernel_assembly import kernel_of_free_frames
+from orthogonium.parametrizations._evaluation import ComputeWithReverse, Reverse
+from orthogonium.parametrizations.kernel_assembly import kernel_of_free_frames, kernel_with_pullback
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 from orthogonium.parametrizations.kernel_projection import nearest_parts
+from orthogonium.parametrizations.orthogonalizers import closed_form
 
 __all__ = ["KernelPlan", "OrthogonalKernel", "draw_parts"]
 
@@ -44,10 +46,40 @@ class OrthogonalKernel(nn.Module):
             orthogonal = self.matrix_hook(matrix)
             if frames is None:
                 return self.plan.assemble(orthogonal, None).to(dtype)
-            try:
+            with _naming_frames():
                 return kernel_of_free_frames(self.plan, orthogonal, frames).to(dtype)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error} (the free frames behind the kernel)") from None
+
+    def closed_form(self) -> ComputeWithReverse | None:
+        """See :func:`orthogonium.parametrizations.orthogonalizers.closed_form`."""
+        of_matrix = closed_form(self.matrix_hook)
+        if of_matrix is None or self.plan.only_shifts:
+            return None
+
+        def compute(free: list[Tensor]) -> tuple[list[Tensor], Reverse]:
+            dtype = free[0].dtype
+            work = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+            (orthogonal,), matrix_reverse = of_matrix([free[0].to(work)])
+            back: Callable[[Tensor], tuple[Tensor, ...]]
+            if len(free) == 1:
+                kernel = orthogonal.reshape(self.plan.weight_shape)
+                back = self._of_matrix_alone
+            else:
+                with without_autocast(orthogonal), _naming_frames():
+                    kernel, back = kernel_with_pullback(self.plan, orthogonal, free[1].to(work))
+
+            def reverse(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+                if grads[0] is None:
+                    return [None] * len(free)
+                grad_matrix, *grad_frames = back(grads[0].to(work))
+                found = (*matrix_reverse([grad_matrix]), *grad_frames)
+                return [None if grad is None else grad.to(dtype) for grad in found]
+
+            return [kernel.to(dtype)], reverse
+
+        return compute
+
+    def _of_matrix_alone(self, grad: Tensor) -> tuple[Tensor]:
+        return (grad.reshape(self.plan.matrix_shape),)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -110,3 +142,11 @@ def draw_parts(
 
     matrix = haar(plan.matrix_shape)
     return matrix, None if plan.frames_shape is None else haar(plan.frames_shape)
+
+
+@contextmanager
+def _naming_frames() -> Iterator[None]:
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} (the free frames behind the kernel)") from None

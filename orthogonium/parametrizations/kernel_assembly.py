@@ -4,7 +4,8 @@ Only the projectors ``U Uᵀ`` enter a kernel, so of the gradient of ``U`` nothi
 and the way back through the orthogonalisation is shorter than for a matrix of which the columns matter.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,31 +45,60 @@ def _steps(plan: KernelPlan, like: Tensor) -> Steps:
     return plan_steps(plan.axes, plan.core, plan.groups, plan.after_core, like.dtype, like.device)
 
 
+class _Parts(NamedTuple):
+    """What the way back needs."""
+
+    frames: torch.Size
+    basis: Basis
+    kept: list[Tensor]
+
+
+def _assemble(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> tuple[Tensor, _Parts]:
+    steps = _steps(plan, matrix)
+    ordered = frames if steps.order is None else frames.index_select(0, steps.order)
+    basis = span_basis(ordered.flatten(0, 1).mT)
+    kernel, kept = compose(plan.positions(matrix), basis.q, steps)
+    return plan.weight_of_positions(kernel), _Parts(frames.shape, basis, kept)
+
+
+def _assemble_backward(grad: Tensor, plan: KernelPlan, parts: _Parts) -> tuple[Tensor, Tensor]:
+    """The gradients of matrix and frames."""
+    steps, basis = _steps(plan, grad), parts.basis
+    projectors, pairs, *kernels = parts.kept
+    with without_autocast(grad):
+        grad_start, grad_q = compose_backward(
+            plan.positions_of_weight(grad), basis.q, steps, projectors, pairs, kernels
+        )
+        grad_frames = span_backward(grad_q, basis).mT.reshape(parts.frames)
+    if steps.inverse_order is not None:
+        grad_frames = grad_frames.index_select(0, steps.inverse_order)
+    return plan.matrix_of_positions(grad_start), grad_frames
+
+
+def kernel_with_pullback(
+    plan: KernelPlan, matrix: Tensor, frames: Tensor
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """:func:`kernel_of_free_frames`, and the map from its gradient to those of ``matrix`` and ``frames``."""
+    kernel, parts = _assemble(plan, matrix, frames)
+    return kernel, lambda grad: _assemble_backward(grad, plan, parts)
+
+
 class _Assembly(Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, frames: Tensor, plan: KernelPlan) -> Tensor:
-        steps = _steps(plan, matrix)
-        ordered = frames if steps.order is None else frames.index_select(0, steps.order)
-        basis = span_basis(ordered.flatten(0, 1).mT)
-        kernel, kept = compose(plan.positions(matrix), basis.q, steps)
+        kernel, (ctx.shape, basis, kept) = _assemble(plan, matrix, frames)
         ctx.save_for_backward(matrix, frames, basis.q, basis.factor, basis.special, *kept)
         ctx.plan, ctx.near = plan, basis.near
-        return plan.weight_of_positions(kernel)
+        return kernel
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        matrix, frames, q, factor, special, projectors, pairs, *kernels = ctx.saved_tensors
-        plan: KernelPlan = ctx.plan
+        matrix, frames, q, factor, special, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
             leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (matrix, frames)]
             with without_autocast(grad):
-                value = _composite(plan, *leaves)
+                value = _composite(ctx.plan, *leaves)
             found = torch.autograd.grad(value, leaves, grad, create_graph=True)
             return found[0], found[1], None
-        steps = _steps(plan, matrix)
-        with without_autocast(grad):
-            grad_start, grad_q = compose_backward(plan.positions_of_weight(grad), q, steps, projectors, pairs, kernels)
-            grad_frames = span_backward(grad_q, Basis(q, factor, special, ctx.near)).mT.reshape(frames.shape)
-        if steps.inverse_order is not None:
-            grad_frames = grad_frames.index_select(0, steps.inverse_order)
-        return plan.matrix_of_positions(grad_start), grad_frames, None
+        parts = _Parts(ctx.shape, Basis(q, factor, special, ctx.near), kept)
+        return *_assemble_backward(grad, ctx.plan, parts), None

@@ -59,6 +59,16 @@ class Orthogonalization(nn.Module):
         """
         raise NotImplementedError
 
+    def closed_form(self) -> ComputeWithReverse | None:
+        """See :func:`closed_form`."""
+        kind: Any = type(self)
+        return self._compute_with_reverse if _speaks_of_the_value(kind) else None
+
+    def _compute_with_reverse(self, free: list[Tensor]) -> tuple[list[Tensor], Reverse]:
+        self.check_shape(free[0])
+        weight, pullback = self.with_pullback(free[0])
+        return [weight], lambda grads: [None if grads[0] is None else pullback(grads[0])]
+
     def orthogonalize_stack(self, peers: Sequence["Orthogonalization"], stack: Tensor) -> Tensor:
         """Several weights of one shape at once; ``peers`` are their hooks, in order."""
         return self.orthogonalize(stack)
@@ -277,7 +287,7 @@ class BatchedCayleyOrthogonalization(_SkewOrthogonalization):
 
 
 @cache
-def _in_closed_form(kind: Any) -> bool:
+def _speaks_of_the_value(kind: Any) -> bool:
     """Whether :meth:`Orthogonalization.with_pullback` speaks of the value that this class computes."""
     owner = next(base for base in kind.__mro__ if "with_pullback" in base.__dict__)
     below = kind.__mro__[: kind.__mro__.index(owner)]
@@ -285,16 +295,13 @@ def _in_closed_form(kind: Any) -> bool:
     return owner is not Orthogonalization and not any(changed & base.__dict__.keys() for base in below)
 
 
-def compute_with_reverse(hook: nn.Module) -> ComputeWithReverse | None:
-    """``[free]`` to ``([weight], reverse)`` without autograd; ``None`` for hooks that need it."""
-    if not isinstance(hook, Orthogonalization) or not _in_closed_form(type(hook)):  # type: ignore[arg-type]
-        return None
-    if hook._forward_hooks or hook._forward_pre_hooks or hook._backward_hooks or hook._backward_pre_hooks:
-        return None
+def closed_form(hook: nn.Module) -> ComputeWithReverse | None:
+    """``hook``, from free tensors to ``[weight]``, with a reverse that needs no autograd; ``None`` where there is none.
 
-    def compute(free: list[Tensor]) -> tuple[list[Tensor], Reverse]:
-        hook.check_shape(free[0])
-        weight, pullback = hook.with_pullback(free[0])
-        return [weight], lambda grads: [None if grads[0] is None else pullback(grads[0])]
-
-    return compute
+    Hooks opt in by a method ``closed_form``. Those that somebody listens to must be called.
+    """
+    own: Any = getattr(hook, "closed_form", None)
+    if own is None or hook._forward_hooks or hook._forward_pre_hooks or hook._backward_hooks:
+        return None
+    found: ComputeWithReverse | None = own()
+    return found

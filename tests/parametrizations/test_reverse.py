@@ -9,7 +9,7 @@ import torch
 import orthogonium as og
 from orthogonium.parametrizations import BatchedCholeskyOrthogonalization, BatchedPolarOrthogonalization, Constraint
 from orthogonium.parametrizations.normalizers import BatchedIdentity
-from orthogonium.parametrizations.orthogonalizers import compute_with_reverse
+from orthogonium.parametrizations.orthogonalizers import closed_form
 
 SHAPES = [(1, 1), (6, 6), (3, 7), (7, 3), (2, 4, 6), (2, 3, 5, 2), (0, 3)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -25,7 +25,7 @@ def test_value_and_gradient_are_those_of_autograd(preset, shape, dtype):
     grad = torch.randn(shape).to(dtype)
     leaf = free.clone().requires_grad_()
     expected = hook(leaf)
-    compute = compute_with_reverse(hook)
+    compute = closed_form(hook)
     (value,), reverse = compute([free])
     assert value.dtype == dtype
     assert torch.equal(value, expected)
@@ -37,13 +37,43 @@ def test_value_and_gradient_are_those_of_autograd(preset, shape, dtype):
     assert reverse([None]) == [None]
 
 
+KERNELS = {
+    "3x3": {"in_channels": 4, "out_channels": 6, "kernel_size": 3},
+    "fewer outputs": {"in_channels": 6, "out_channels": 4, "kernel_size": (2, 5)},
+    "stride": {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "stride": 2},
+    "groups": {"in_channels": 8, "out_channels": 8, "kernel_size": (3, 4), "groups": 2},
+    "1x1": {"in_channels": 4, "out_channels": 6, "kernel_size": 1},
+    "matrix alone": {"in_channels": 3, "out_channels": 5, "kernel_size": 2, "stride": 2},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("preset", ["default", "cholesky", "cayley"])
+@pytest.mark.parametrize("case", KERNELS)
+def test_kernels_too(case, preset, dtype):
+    torch.manual_seed(0)
+    layer = og.OrthoConv2d(**KERNELS[case], bias=False, ortho_params=og.PRESETS[preset], dtype=dtype)
+    hook = layer.parametrizations.weight[0].orthogonalizer
+    free = [torch.randn_like(p) for p in layer.parameters()]
+    leaves = [t.clone().requires_grad_() for t in free]
+    expected = hook(*leaves)
+    grad = torch.randn_like(expected)
+    (value,), reverse = closed_form(hook)(free)
+    assert torch.equal(value, expected)
+    assert not value.requires_grad
+    for found, gradient in zip(reverse([grad]), torch.autograd.grad(expected, leaves, grad), strict=True):
+        assert found.dtype == dtype
+        assert torch.equal(found, gradient)
+    assert reverse([None]) == [None] * len(free)
+
+
 @pytest.mark.parametrize("start", [0.0, 1e-30, 1e30])
 def test_special_matrices_have_the_same_gradient(start):
     for preset in ("cholesky", "qr", "polar", "svd"):
         hook = og.PRESETS[preset].orthogonalizer(weight_shape=(3, 5))
         leaf = (start * torch.eye(3, 5)).requires_grad_()
         (gradient,) = torch.autograd.grad(hook(leaf), leaf, torch.ones(3, 5))
-        (_,), reverse = compute_with_reverse(hook)([leaf.detach()])
+        (_,), reverse = closed_form(hook)([leaf.detach()])
         assert torch.equal(reverse([torch.ones(3, 5)])[0], gradient)
 
 
@@ -60,7 +90,7 @@ class Passed(BatchedPolarOrthogonalization):
 @pytest.mark.parametrize(("kind", "factor"), [(Doubled, 2.0), (Passed, 3.0)])
 def test_a_subclass_with_a_value_of_its_own_goes_through_autograd(kind, factor):
     hook = kind((4, 4))
-    assert compute_with_reverse(hook) is None
+    assert closed_form(hook) is None
     constraint = Constraint(BatchedIdentity((4, 4)), hook)
     free = torch.nn.Parameter(torch.eye(4))
     weight = constraint(free)
@@ -72,12 +102,12 @@ def test_a_subclass_with_a_value_of_its_own_goes_through_autograd(kind, factor):
 def test_forward_hooks_are_heard():
     hook = BatchedPolarOrthogonalization((4, 4))
     hook.register_forward_hook(lambda module, args, value: -value)
-    assert compute_with_reverse(hook) is None
+    assert closed_form(hook) is None
     assert torch.equal(Constraint(BatchedIdentity((4, 4)), hook)(torch.nn.Parameter(torch.eye(4))), -torch.eye(4))
 
 
 def test_a_weight_of_another_shape_is_refused():
-    compute = compute_with_reverse(BatchedPolarOrthogonalization((4, 4)))
+    compute = closed_form(BatchedPolarOrthogonalization((4, 4)))
     with pytest.raises(ValueError, match=r"weight must have shape \(4, 4\), got \(3, 4\)"):
         compute([torch.eye(3, 4)])
 
