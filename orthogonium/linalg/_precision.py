@@ -35,6 +35,11 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, without its price where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which no product is rounded to half precision behind our back."""
     if not torch._C._is_any_autocast_enabled():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.linalg import NonFiniteError, qr_orthogonalize
-from orthogonium.linalg._precision import without_autocast, working_dtype
+from orthogonium.linalg._precision import in_dtype, without_autocast, working_dtype
 from orthogonium.parametrizations._evaluation import ComputeWithReverse, Reverse
 from orthogonium.parametrizations.kernel_assembly import kernel_of_free_frames, kernel_with_pullback
 from orthogonium.parametrizations.kernel_plan import KernelPlan
@@ -57,24 +57,24 @@ class OrthogonalKernel(nn.Module):
 
         def compute(free: list[Tensor]) -> tuple[list[Tensor], Reverse]:
             dtype = free[0].dtype
-            work = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-            (orthogonal,), matrix_reverse = of_matrix([free[0].to(work)])
+            work = working_dtype(dtype)
+            (orthogonal,), matrix_reverse = of_matrix([in_dtype(free[0], work)])
             back: Callable[[Tensor], tuple[Tensor, ...]]
             if len(free) == 1:
                 kernel = orthogonal.reshape(self.plan.weight_shape)
                 back = self._of_matrix_alone
             else:
                 with without_autocast(orthogonal), _naming_frames():
-                    kernel, back = kernel_with_pullback(self.plan, orthogonal, free[1].to(work))
+                    kernel, back = kernel_with_pullback(self.plan, orthogonal, in_dtype(free[1], work))
 
             def reverse(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
                 if grads[0] is None:
                     return [None] * len(free)
-                grad_matrix, *grad_frames = back(grads[0].to(work))
+                grad_matrix, *grad_frames = back(in_dtype(grads[0], work))
                 found = (*matrix_reverse([grad_matrix]), *grad_frames)
-                return [None if grad is None else grad.to(dtype) for grad in found]
+                return [None if grad is None else in_dtype(grad, dtype) for grad in found]
 
-            return [kernel.to(dtype)], reverse
+            return [in_dtype(kernel, dtype)], reverse
 
         return compute
 
