@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from orthogonium.linalg._precision import differentiates_forward
+from orthogonium.linalg._precision import differentiates_forward, is_vectorized
 
 Pads = Sequence[tuple[int, int]]
 
@@ -58,6 +58,7 @@ def _is_plain(tensor: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not differentiates_forward()
+        and not is_vectorized(tensor)
     )
 
 

@@ -118,6 +118,7 @@ def constrain(module: nn.Module, name: str, normalizer: nn.Module, orthogonalize
     constraint = Constraint(normalizer, orthogonalizer, label=f"{type(module).__name__}.{name}")
     constraint = constraint.to(device=weight.device, dtype=weight.dtype).train(module.training)
     register_parametrization(module, name, constraint)
+    constraint.forget()  # reads it, and the free tensor may yet be filled through `.data`
     _finish(module, name)
 
 

@@ -113,8 +113,8 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
     matrix that of ``L = I``.
     """
     if grad.ndim > 3:
-        flat = _lq_backward(*(t.flatten(0, -3) for t in (grad, q, lower)), special)
-        return flat.unflatten(0, grad.shape[:-2])
+        flat = _lq_backward(*(t.reshape(-1, *t.shape[-2:]) for t in (grad, q, lower)), special)
+        return flat.reshape(grad.shape)
     with without_autocast(grad):
         cross = grad @ q.mT
         if q.shape[-2] == q.shape[-1]:  # then G = C Q

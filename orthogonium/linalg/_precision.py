@@ -40,6 +40,14 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
+def is_vectorized(tensor: Tensor) -> bool:
+    """Whether this is one gradient of many, as ``torch.autograd.grad(is_grads_batched=True)`` passes them.
+
+    Such a tensor looks like a single one, and must not be written into one that is.
+    """
+    return bool(torch._C._functorch.is_legacy_batchedtensor(tensor))
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which no product is rounded to half precision behind our back."""
     if not torch._C._is_any_autocast_enabled():

@@ -63,7 +63,7 @@ def skew_part(matrix: Tensor) -> Tensor:
     if matrix.shape[-1] <= _STRIP:
         return matrix - matrix.mT
     flipped = matrix.mT.clone(memory_format=torch.contiguous_format)
-    return torch.sub(matrix, flipped, out=flipped)
+    return flipped.neg_().add_(matrix)
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _ROUNDING = 20
 def divided_by_sums(matrix: Tensor, values: Tensor, with_zeros: bool = True) -> Tensor:
     """``matrix[i, j] / (values[i] + values[j])``, and zero where that sum is zero."""
     sums = values[..., :, None] + values[..., None, :]
-    return torch.where(sums == 0, 0.0, matrix / sums) if with_zeros else sums.reciprocal_().mul_(matrix)
+    return torch.where(sums == 0, 0.0, matrix / sums) if with_zeros else matrix / sums
 
 
 @opaque(lambda symmetric, right: torch.empty_like(right))

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._precision import is_vectorized
+
 Compute = Callable[[list[Tensor]], list[Tensor]]
 # gradients of the weights, None where one was not used, to those of the free tensors
 Reverse = Callable[[Sequence[Tensor | None]], list[Tensor | None]]
@@ -52,6 +54,8 @@ class _Pullback:
                 "a constrained weight was used in a forward pass, and its free tensor was changed in place before the "
                 "backward pass. Call backward() before optimizer.step(), or read the weight again."
             )
+        if self.direct is not None and any(g is not None and is_vectorized(g) for g in grads):
+            return self._through(self.originals, grads, create_graph=False)
         if self.reverse is None:
             self.build()
         assert self.reverse is not None
@@ -60,8 +64,15 @@ class _Pullback:
 
     def differentiable_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         self.used = True
-        values = self.compute(self.originals)
-        return self._selected(self.originals, values, grads, create_graph=True)
+        return self._through(self.originals, grads, create_graph=True)
+
+    def _through(
+        self, originals: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool
+    ) -> list[Tensor | None]:
+        """By a graph made for the occasion."""
+        with torch.enable_grad():
+            values = self.compute(originals)
+        return self._selected(originals, values, grads, create_graph)
 
     def _selected(
         self, leaves: list[Tensor], values: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool

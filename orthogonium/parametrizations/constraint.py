@@ -136,6 +136,10 @@ class Constraint(nn.Module):
             free: Tensor = _inverse(self.normalizer, _inverse(hook, matrix))
             return free
 
+    def forget(self) -> None:
+        """Compute anew at the next reading, for whoever has written where nobody could notice."""
+        self._evaluation = None
+
     def train(self, mode: bool = True) -> Constraint:
         self._evaluation = None
         return super().train(mode)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from orthogonium.linalg import cholesky_orthogonalize
-from orthogonium.linalg._precision import differentiates_forward, without_autocast
+from orthogonium.linalg._precision import differentiates_forward, is_vectorized, without_autocast
 from orthogonium.linalg._projector_pairs import Steps, compose, compose_backward, plan_steps
 from orthogonium.linalg._spans import Basis, span_backward, span_basis
 from orthogonium.parametrizations.kernel_plan import KernelPlan
@@ -94,11 +94,12 @@ class _Assembly(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         matrix, frames, q, factor, special, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        again = torch.is_grad_enabled()
+        if again or is_vectorized(grad):
             leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (matrix, frames)]
-            with without_autocast(grad):
+            with without_autocast(grad), torch.enable_grad():
                 value = _composite(ctx.plan, *leaves)
-            found = torch.autograd.grad(value, leaves, grad, create_graph=True)
+            found = torch.autograd.grad(value, leaves, grad, create_graph=again)
             return found[0], found[1], None
         parts = _Parts(ctx.shape, Basis(q, factor, special, ctx.near), kept)
         return *_assemble_backward(grad, ctx.plan, parts), None
