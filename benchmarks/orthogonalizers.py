@@ -36,7 +36,7 @@ TORCH = ["svd", "matrix_exp", "cayley", "householder"]
 THIN = (1024, 64)
 
 # (label, theirs, ours, start, {shape: goal}); the goal is the least ratio of their time to ours, forward and backward.
-SQUARE = {(256, 256): 4.0, (512, 512): 4.0, (1024, 1024): 4.0}
+SQUARE: dict[tuple[int, ...], float] = {(256, 256): 4.0, (512, 512): 4.0, (1024, 1024): 4.0}
 GOALS: list[tuple[str, tuple[str, str], tuple[str, str], str, dict[tuple[int, ...], float]]] = [
     (
         "polar / peer DEFAULT",
@@ -127,7 +127,7 @@ def entries(shapes: list[tuple[int, ...]], starts: list[str], libraries: list[st
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rounds, interleaved in an order drawn anew for each; one row per entry."""
+    """All rounds, interleaved in an order drawn anew for each; one row per entry, saved shape by shape."""
     libraries = ["ours", "torch", *([] if arguments.own else ["geotorch", "torchlip"])]
     libraries += ["peer"] if arguments.peer else []
     workers = {name: Worker(name, arguments.peer if name == "peer" else None) for name in libraries}
@@ -135,11 +135,12 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.device == "cpu" and not arguments.own:
         shapes.append(THIN)
     todo = entries(shapes, arguments.starts, libraries)
-    samples: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    rows: list[dict[str, Any]] = []
     order = random.Random(0)
     common = {"device": arguments.device, "dtype": arguments.dtype, "scale": 1.0, "seconds": arguments.seconds}
     for shape in shapes:
         here = [entry for entry in todo if entry[2] == shape]
+        samples: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
         for turn in track(range(arguments.rounds), description="x".join(map(str, shape)), transient=True):
             order.shuffle(here)
             for library, method, _, start in here:
@@ -149,7 +150,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 if "error" not in reply:
                     reply["pair"] = pair
                 samples[(library, method, shape, start)].append(reply)
-    return [row(entry, samples[entry]) for entry in todo]
+        rows += [row(entry, samples[entry]) for entry in todo if entry[2] == shape]
+        if arguments.out:
+            save(rows, arguments.out)
+    return rows
 
 
 def row(entry: tuple[Any, ...], replies: list[dict[str, Any]]) -> dict[str, Any]:
@@ -181,6 +185,16 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 ratio = a["both"] * a["pair_ms"] / (b["both"] * b["pair_ms"])
                 found.append({"comparison": label, "start": start, "shape": name, "ratio": ratio, "goal": goal})
     return found
+
+
+def save(rows: list[dict[str, Any]], folder: Path) -> None:
+    """``orthogonalizers.csv`` and ``ratios.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("orthogonalizers", rows), ("ratios", ratios(rows))):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for r in content for key in r)))
+            writer.writeheader()
+            writer.writerows(content)
 
 
 def show(console: Console, rows: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:
@@ -240,18 +254,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for orthogonalizers.csv and .png")
     arguments = parser.parse_args()
     rows = measure(arguments)
-    compared = ratios(rows)
     console = Console(width=140)
     console.print(f"{platform.machine()}, {arguments.device}, {arguments.dtype}, medians of {arguments.rounds} rounds")
-    show(console, rows, compared)
+    show(console, rows, ratios(rows))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        for name, content in (("orthogonalizers", rows), ("ratios", compared)):
-            with (arguments.out / f"{name}.csv").open("w", newline="") as file:
-                keys = list(dict.fromkeys(key for r in content for key in r))
-                writer = csv.DictWriter(file, keys)
-                writer.writeheader()
-                writer.writerows(content)
         plot(rows, arguments.out / "orthogonalizers.png")
 
 
