@@ -187,14 +187,25 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def save(rows: list[dict[str, Any]], folder: Path) -> None:
-    """``orthogonalizers.csv`` and ``ratios.csv``."""
+def save(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """``orthogonalizers.csv`` and ``ratios.csv``; shapes that were not measured now stay as they were there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("orthogonalizers", rows), ("ratios", ratios(rows))):
+    path = folder / "orthogonalizers.csv"
+    measured = {r["shape"] for r in rows}
+    known = [parsed(r) for r in csv.DictReader(path.open(newline=""))] if path.exists() else []
+    everything = [r for r in known if r["shape"] not in measured] + rows
+    for name, content in (("orthogonalizers", everything), ("ratios", ratios(everything))):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for r in content for key in r)))
             writer.writeheader()
             writer.writerows(content)
+    return everything
+
+
+def parsed(row: dict[str, str]) -> dict[str, Any]:
+    """A row as :func:`row` made it: numbers, and no empty cells."""
+    words = {"library", "method", "shape", "start", "error"}
+    return {key: value if key in words else float(value) for key, value in row.items() if value}
 
 
 def show(console: Console, rows: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:
@@ -258,7 +269,7 @@ def main() -> None:
     console.print(f"{platform.machine()}, {arguments.device}, {arguments.dtype}, medians of {arguments.rounds} rounds")
     show(console, rows, ratios(rows))
     if arguments.out:
-        plot(rows, arguments.out / "orthogonalizers.png")
+        plot(save(rows, arguments.out), arguments.out / "orthogonalizers.png")
 
 
 if __name__ == "__main__":
