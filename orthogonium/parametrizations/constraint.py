@@ -15,8 +15,8 @@ from orthogonium.linalg import NonFiniteError
 from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
+from orthogonium.parametrizations.closed_form import closed_form
 from orthogonium.parametrizations.normalizers import BatchedIdentity
-from orthogonium.parametrizations.orthogonalizers import closed_form
 
 # where torch cannot tell, every traced program might be an exported one
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)

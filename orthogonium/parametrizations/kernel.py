@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from orthogonium.linalg import NonFiniteError, qr_orthogonalize
 from orthogonium.linalg._precision import in_dtype, without_autocast, working_dtype
 from orthogonium.parametrizations._evaluation import ComputeWithReverse, Reverse
+from orthogonium.parametrizations.closed_form import closed_form
 from orthogonium.parametrizations.kernel_assembly import kernel_of_free_frames, kernel_with_pullback
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 from orthogonium.parametrizations.kernel_projection import nearest_parts
-from orthogonium.parametrizations.orthogonalizers import closed_form
 
 __all__ = ["KernelPlan", "OrthogonalKernel", "draw_parts"]
 
@@ -50,7 +50,7 @@ class OrthogonalKernel(nn.Module):
                 return kernel_of_free_frames(self.plan, orthogonal, frames).to(dtype)
 
     def closed_form(self) -> ComputeWithReverse | None:
-        """See :func:`orthogonium.parametrizations.orthogonalizers.closed_form`."""
+        """See :func:`orthogonium.parametrizations.closed_form.closed_form`."""
         of_matrix = closed_form(self.matrix_hook)
         if of_matrix is None or self.plan.only_shifts:
             return None

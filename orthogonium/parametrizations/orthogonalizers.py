@@ -7,7 +7,6 @@ normaliser.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +30,7 @@ from orthogonium.linalg.bjorck import polar_pass_through_with_pullback
 from orthogonium.linalg.exponential import skew_frame_with_pullback
 from orthogonium.linalg.polar import polar_with_pullback
 from orthogonium.parametrizations._evaluation import ComputeWithReverse, Reverse
+from orthogonium.parametrizations.closed_form import overrides
 
 
 class Orthogonalization(nn.Module):
@@ -60,9 +60,10 @@ class Orthogonalization(nn.Module):
         raise NotImplementedError
 
     def closed_form(self) -> ComputeWithReverse | None:
-        """See :func:`closed_form`."""
+        """See :func:`orthogonium.parametrizations.closed_form.closed_form`."""
         kind: Any = type(self)
-        return self._compute_with_reverse if _speaks_of_the_value(kind) else None
+        changed = overrides(kind, ("__call__", "forward", "orthogonalize", "turn"), "with_pullback")
+        return None if changed else self._compute_with_reverse
 
     def _compute_with_reverse(self, free: list[Tensor]) -> tuple[list[Tensor], Reverse]:
         self.check_shape(free[0])
@@ -284,24 +285,3 @@ class BatchedCayleyOrthogonalization(_SkewOrthogonalization):
 
     def with_pullback(self, matrix: Tensor) -> tuple[Tensor, Pullback]:
         return skew_frame_with_pullback(matrix, self.base, "cayley")
-
-
-@cache
-def _speaks_of_the_value(kind: Any) -> bool:
-    """Whether :meth:`Orthogonalization.with_pullback` speaks of the value that this class computes."""
-    owner = next(base for base in kind.__mro__ if "with_pullback" in base.__dict__)
-    below = kind.__mro__[: kind.__mro__.index(owner)]
-    changed = {"__call__", "forward", "orthogonalize", "turn"}
-    return owner is not Orthogonalization and not any(changed & base.__dict__.keys() for base in below)
-
-
-def closed_form(hook: nn.Module) -> ComputeWithReverse | None:
-    """``hook``, from free tensors to ``[weight]``, with a reverse that needs no autograd; ``None`` where there is none.
-
-    Hooks opt in by a method ``closed_form``. Those that somebody listens to must be called.
-    """
-    own: Any = getattr(hook, "closed_form", None)
-    if own is None or hook._forward_hooks or hook._forward_pre_hooks or hook._backward_hooks:
-        return None
-    found: ComputeWithReverse | None = own()
-    return found

@@ -8,8 +8,8 @@ import torch
 
 import orthogonium as og
 from orthogonium.parametrizations import BatchedCholeskyOrthogonalization, BatchedPolarOrthogonalization, Constraint
+from orthogonium.parametrizations.closed_form import closed_form
 from orthogonium.parametrizations.normalizers import BatchedIdentity
-from orthogonium.parametrizations.orthogonalizers import closed_form
 
 SHAPES = [(1, 1), (6, 6), (3, 7), (7, 3), (2, 4, 6), (2, 3, 5, 2), (0, 3)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
