@@ -123,6 +123,15 @@ def test_inspect_shows_how_signals_travel(run, tmp_path, capsys):
     assert "there is no folder" in failure(capsys, ["inspect", run, "--signal", "--plot", run / "b" / "a.png"], 2)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a terminal delivers it: jobs started in the background inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_resumes_to_the_same_metrics(finished, tmp_path, capsys, monkeypatch):
     path = tmp_path / "stopped"
     build, steps = TrainConfig.build_model, []
@@ -152,6 +161,7 @@ def test_an_interrupted_run_resumes_to_the_same_metrics(finished, tmp_path, caps
     assert not folder.unfinished.exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process")
 def test_ctrl_c_in_a_terminal_leaves_a_loadable_checkpoint(tmp_path):
     path = tmp_path / "run"
