@@ -118,7 +118,7 @@ class Constraint(nn.Module):
         return self._normalizes and next(self.normalizer.buffers(), None) is not None
 
     def right_inverse(self, weight: Tensor) -> Any:
-        self._evaluation = None
+        self.forget()
         with torch.no_grad():
             try:
                 free = _inverse(self.orthogonalizer, weight)
@@ -130,7 +130,7 @@ class Constraint(nn.Module):
 
     def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
         """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
-        self._evaluation = None
+        self.forget()
         with torch.no_grad():
             hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
             free: Tensor = _inverse(self.normalizer, _inverse(hook, matrix))
@@ -141,15 +141,15 @@ class Constraint(nn.Module):
         self._evaluation = None
 
     def train(self, mode: bool = True) -> Constraint:
-        self._evaluation = None
+        self.forget()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Constraint:
-        self._evaluation = None
+        self.forget()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._evaluation = None
+        self.forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
