@@ -124,7 +124,7 @@ def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | 
 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
-    eigenvalues, basis = torch.linalg.eigh(gram)
+    eigenvalues, basis = torch.linalg.eigh(gram.mT)  # by columns, as LAPACK reads: it is symmetric
     ratio = smallest(eigenvalues.select(-1, 0) / eigenvalues.select(-1, -1))
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:

@@ -71,7 +71,7 @@ class Constraint(nn.Module):
 
     def forward(self, *originals: Tensor) -> Tensor:
         try:
-            if any(_must_recompute(original) for original in originals):
+            if _must_recompute(originals):
                 if not self.training and _compiles_without_gradient(originals):
                     return _remembered(list(originals), self._number, list(self._weight_shape(originals[0])))
                 return self.compute(*originals)
@@ -178,16 +178,11 @@ def _inverse(hook: nn.Module, weight: Tensor) -> Any:
     return weight if inverse is None else inverse(weight)
 
 
-def _must_recompute(original: Tensor) -> bool:
+def _must_recompute(originals: Sequence[Tensor]) -> bool:
     """Whether somebody traces, transforms or wraps tensors, so that a remembered weight would be wrong."""
-    return (
-        torch.compiler.is_compiling()
-        or not _is_watched(original)
-        or differentiates_forward()
-        or torch.jit.is_tracing()
-        or original.is_meta
-        or original.is_inference()
-    )
+    if torch.compiler.is_compiling() or differentiates_forward() or torch.jit.is_tracing():
+        return True
+    return any(not _is_watched(free) or free.is_meta or free.is_inference() for free in originals)
 
 
 def _is_watched(original: Tensor) -> bool:
