@@ -29,15 +29,22 @@ def read_directly(module: nn.Module) -> None:
             setattr(cls, name, _directly(name, given))
 
 
+def lone_constraint(module: Any, name: str) -> tuple[Constraint, list[Tensor]] | None:
+    """The constraint on ``module.name`` and its free tensors, if nothing else stands behind it and no hook waits."""
+    listing = module._modules["parametrizations"]._modules[name]
+    hooks, free = listing._modules, listing._parameters
+    constraint = hooks.get("0")
+    if type(constraint) is not Constraint or len(hooks) > 1 or len(free) != listing.ntensors:
+        return None
+    return None if _is_watched(listing) or _is_watched(constraint) else (constraint, list(free.values()))
+
+
 def _directly(name: str, given: Any) -> _DirectReading:
     def read(module: Any) -> Tensor:
         if not (torch.compiler.is_compiling() or parametrize._cache_enabled or _calls_are_watched()):
-            listing = module._modules["parametrizations"]._modules[name]
-            hooks, free = listing._modules, listing._parameters
-            constraint = hooks.get("0")
-            alone = type(constraint) is Constraint and len(hooks) == 1
-            if alone and len(free) == listing.ntensors and not (_is_watched(listing) or _is_watched(constraint)):
-                return constraint.forward(*free.values())
+            found = lone_constraint(module, name)
+            if found is not None:
+                return found[0].forward(*found[1])
         return given.fget(module)
 
     return _DirectReading(read, given.fset, given.fdel)

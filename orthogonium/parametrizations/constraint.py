@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orthogonium._version import __version__
 from orthogonium.linalg import NonFiniteError
 from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 from orthogonium.parametrizations.closed_form import closed_form
+from orthogonium.parametrizations.compiled_evaluation import enrol, remembered_weight, wants_values_alone
 from orthogonium.parametrizations.normalizers import BatchedIdentity
-
-# where torch cannot tell, every traced program might be an exported one
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
-_numbers = itertools.count()
-_enrolled: weakref.WeakValueDictionary[int, Constraint] = weakref.WeakValueDictionary()
 
 
 class Constraint(nn.Module):
@@ -56,8 +49,7 @@ class Constraint(nn.Module):
         self._enrol()
 
     def _enrol(self) -> None:
-        self._number = next(_numbers)
-        _enrolled[self._number] = self
+        self.number = enrol(self)  # by which compiled code finds it
 
     @property
     def _normalizes(self) -> bool:
@@ -72,10 +64,10 @@ class Constraint(nn.Module):
     def forward(self, *originals: Tensor) -> Tensor:
         try:
             if _must_recompute(originals):
-                if not self.training and _compiles_without_gradient(originals):
-                    return _remembered(list(originals), self._number, list(self._weight_shape(originals[0])))
+                if not self.training and wants_values_alone(originals):
+                    return remembered_weight(list(originals), self.number, list(self._weight_shape(originals[0])))
                 return self.compute(*originals)
-            evaluation, position = self._current(originals)
+            evaluation, position = self.current(originals)
             return evaluation.weight(position)
         except NonFiniteError as error:
             raise self._named(error) from None
@@ -88,7 +80,8 @@ class Constraint(nn.Module):
         plan = getattr(self.orthogonalizer, "plan", None)
         return tuple(original.shape) if plan is None else tuple(plan.weight_shape)
 
-    def _current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
+    def current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
+        """The evaluation that holds this weight, and where in it; anew if what is remembered does not hold any more."""
         if self._evaluation is not None:
             evaluation, position = self._evaluation
             if evaluation.is_current(position, originals, alias) and self._may_reuse(evaluation, position):
@@ -188,27 +181,3 @@ def _must_recompute(originals: Sequence[Tensor]) -> bool:
 def _is_watched(original: Tensor) -> bool:
     """Whether changes of this tensor are noticed: who differentiates a plain one, as ``gradcheck``, may hide them."""
     return type(original) is nn.Parameter or (type(original) is Tensor and not original.requires_grad)
-
-
-def _compiles_without_gradient(originals: Sequence[Tensor]) -> bool:
-    """Whether compiled code, not an exported program that outlives this process, reads the weight for its value."""
-    if not torch.compiler.is_compiling() or _is_exporting():
-        return False
-    return not (torch.is_grad_enabled() and any(original.requires_grad for original in originals))
-
-
-def _remembered_weight(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
-    """The weight of the constraint of that number; a copy, since compiled code may write into what it was handed."""
-    evaluation, position = _enrolled[number]._current(originals, alias=True)
-    return evaluation.value(position).clone(memory_format=torch.contiguous_format)  # as the fake one says
-
-
-# Declared by hand: the wrapper of `torch.library.custom_op` costs as much again.
-_NAMESPACE = f"orthogonium_{__version__.replace('.', '_')}"
-_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
-_library.define("remembered(Tensor[] originals, int number, int[] shape) -> Tensor")
-_library.impl("remembered", _remembered_weight, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    f"{_NAMESPACE}::remembered", lambda originals, number, shape: originals[0].new_empty(shape), lib=_library
-)
-_remembered = getattr(torch.ops, _NAMESPACE).remembered

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from orthogonium.layers import OrthoConv2d, OrthoConvTranspose2d, OrthoLSTM, orthogonal, singular_values
 from orthogonium.layers.constrain import almost_orthogonal
 from orthogonium.linalg import orthogonality_defect
-from orthogonium.parametrizations.constraint import _remembered
+from orthogonium.parametrizations.compiled_evaluation import remembered_weight
 from tests.helpers import contract
 from tests.operators import allowance, spectrum
 
@@ -171,7 +171,7 @@ def test_what_compiled_evaluation_looks_up_lies_in_memory_as_announced():
     module = orthogonal(nn.Conv2d(3, 8, 3, padding=1)).eval()
     constraint = module.parametrizations.weight[0]
     free = list(module.parametrizations.weight.parameters())
-    found = _remembered(free, constraint._number, list(module.weight.shape))
+    found = remembered_weight(free, constraint.number, list(module.weight.shape))
     assert found.stride() == torch.empty_like(found, memory_format=torch.contiguous_format).stride()
     assert torch.equal(found, module.weight)
 

@@ -1,0 +1,35 @@
+"""Linear layers in compiled evaluation: a product with the remembered weight in place of a copy of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthogonium.layers._direct_reading import lone_constraint
+from orthogonium.parametrizations.compiled_evaluation import remembered_linear, wants_values_alone
+
+
+def multiply_without_copy(module: nn.Module) -> None:
+    """Let ``module``, just constrained, multiply by the weight where it lies, if it is linear as torch's are."""
+    parametrized = type(module)
+    if isinstance(module, nn.Linear) and parametrized.forward is nn.Linear.forward:
+        parametrized.forward = _forward
+
+
+def _forward(self: nn.Linear, input: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        product = _product(self, input)
+        if product is not None:
+            return product
+    return nn.functional.linear(input, self.weight, self.bias)
+
+
+def _product(module: Any, inputs: Tensor) -> Tensor | None:
+    found = lone_constraint(module, "weight")
+    if found is None or torch.is_autocast_enabled(inputs.device.type):
+        return None
+    constraint, originals = found
+    if constraint.training or not wants_values_alone(originals):
+        return None
+    product: Tensor = remembered_linear(inputs, module.bias, originals, constraint.number, module.out_features)
+    return product
