@@ -25,7 +25,7 @@ class Constraint(nn.Module):
     - In evaluation mode once, until the free tensor changes (in-place operations of torch are noticed; writes through
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
-    - Compiled evaluation without gradients looks the remembered weight up at run time, and copies it.
+    - Compiled evaluation without gradients looks the remembered weight up at run time: see `compiled_evaluation`.
     - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at
       each reading.
 
