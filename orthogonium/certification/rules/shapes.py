@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.certification.rounding import sqrt_up
-from orthogonium.certification.rules.registry import EXACT, Refused, Response, Unknown, Variable, lipschitz_rule
+from orthogonium.certification.rules.registry import (
+    EXACT,
+    Refused,
+    Response,
+    Unknown,
+    Variable,
+    filled,
+    lipschitz_rule,
+)
 
 _SAME = Response(1.0, EXACT)
 _PAIRS = ("sort", "max", "min", "topk")
@@ -97,7 +105,7 @@ def _slice(x: Variable, dim: int, *args: Any, **kwargs: Any) -> Response:
 
 @lipschitz_rule(operator.getitem)
 def _getitem(x: Any, index: Any) -> Response:
-    if isinstance(x, Variable) and x.origin in _PAIRS and index != 0:
+    if isinstance(x, Variable) and x.origin in _PAIRS and index not in (0, -2):
         raise Refused(f"takes the indices of {x.origin}, which jump. Take the values")
     for part in index if isinstance(index, tuple) else (index,):
         if isinstance(part, bool) or not (part is None or part is Ellipsis or isinstance(part, int | slice | Unknown)):
@@ -141,9 +149,19 @@ def _cast(x: Variable, *args: Any, **kwargs: Any) -> Response:
     return _SAME if moves else Response(1.0)
 
 
-@lipschitz_rule(torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", fresh=True)
+@lipschitz_rule(torch.zeros_like, torch.ones_like, "new_zeros", "new_ones", fresh=True)
 def _constant(x: Variable, *args: Any, **kwargs: Any) -> Response:
     return Response(0.0, EXACT)
+
+
+@lipschitz_rule(torch.full_like, fresh=True)
+def _full(x: Variable, fill_value: Any, **kwargs: Any) -> Response:
+    return Response(0.0, filled(fill_value))
+
+
+@lipschitz_rule("new_full", fresh=True)
+def _new_full(x: Variable, size: Any, fill_value: Any, **kwargs: Any) -> Response:
+    return Response(0.0, filled(fill_value))
 
 
 @lipschitz_rule(nn.Unfold)
