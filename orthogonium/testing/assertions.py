@@ -42,8 +42,8 @@ def materialise(module: nn.Module, input_shape: Sequence[int]) -> Tensor:
         allowed = 1e-9 * (1 + torch.linalg.vector_norm(expected, dim=1))
     if not bool((errors <= allowed).all()):
         raise ValueError(
-            f"{type(module).__name__} is not affine: a random input differs by {float(errors.max()):.3g} from the sum of its "
-            f"impulse responses, so that it has no operator"
+            f"{type(module).__name__} is not affine: a random input differs by {float(errors.max()):.3g} from the sum "
+            f"of its impulse responses, so that it has no operator"
         )
     return matrix
 
