@@ -149,7 +149,10 @@ def _apply(
             inputs.append(argument)
         return holders[argument]
 
-    args, kwargs = fx.map_arg(node.args, stand_in), fx.map_arg(node.kwargs, stand_in)
+    given, named_ones = node.args, dict(node.kwargs)
+    if not given and "input" in named_ones:  # what torch calls the first argument of most functions and modules
+        given = (named_ones.pop("input"),)
+    args, kwargs = fx.map_arg(given, stand_in), fx.map_arg(named_ones, stand_in)
     if not inputs and _is_cast(node):  # to the type of an input: here everything is computed in float64
         return as_double(cast(Tensor, args[0]))
     if not inputs or _is_size(node):

@@ -60,6 +60,11 @@ def assigned_data(model, x):
     return y
 
 
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight + torch.randn_like(weight)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -68,7 +73,11 @@ def assigned_data(model, x):
         (through_data, "works in place on a tensor that is read again"),
         (through_transpose, "works in place on a tensor that is read again"),
         (assigned_data, r"assigns to \.data"),
+        (lambda m, x: torch.func.functional_call(m.a, {"weight": 9 * m.a.weight}, (x,)), "changes weight of a"),
         (lambda m, x: x * torch.rand(1), "draws random numbers"),
+        (lambda m, x: m.noisy(x), "draws random numbers"),
+        (lambda m, x: nn.functional.softplus(x, threshold=0), r"jumps by 0\.693 at its threshold=0"),
+        (lambda m, x: torch.cat(x.split(2, 1), 1), "without taking them apart"),
         (lambda m, x: x.view(-1, 2, 2).sum(2, dtype=torch.int64), r"changes the precision to torch\.int64"),
         (lambda m, x: x.view(-1, 2, 2).mean(2, dtype=torch.float16), r"changes the precision to torch\.float16"),
         (lambda m, x: torch.norm(x, dim=1, dtype=torch.float16), r"changes the precision to torch\.float16"),
@@ -78,7 +87,9 @@ def assigned_data(model, x):
     ],
 )
 def test_what_would_be_missed_is_refused(function, message):
-    model = written(function, a=scaled_identity(4, 1.0))
+    model = written(function, a=scaled_identity(4, 1.0), noisy=scaled_identity(4, 1.0))
+    nn.utils.parametrize.register_parametrization(model.noisy, "weight", Noise().eval())
+    model.eval()
     with pytest.raises((TypeError, ValueError), match=message):
         lipschitz_bound(model, (4,))
 
@@ -99,12 +110,15 @@ def sorted_values(model, x):
         (unpacked, 1),
         (sorted_values, 1),
         (lambda m, x: x.topk(2, dim=1)[-2], 1),
+        (lambda m, x: torch.max(input=x.view(-1, 2, 2), dim=2).values, 1),
+        (lambda m, x: m.a(input=x.type_as(m.a.weight)), 1),
         (lambda m, x: torch.maximum(x[:, :2], x[:, 2:])[:, 1:], 2**0.5),
         (lambda m, x: torch.max(x[:, :2], x[:, 2:])[:, 1:], 2**0.5),
     ],
 )
-def test_values_may_be_taken_from_pairs(function, expected):
-    assert lipschitz_bound(written(function), (4,)).bound == pytest.approx(expected, rel=1e-9)
+def test_values_of_pairs_and_arguments_by_name(function, expected):
+    model = written(function, a=scaled_identity(4, 1.0))
+    assert lipschitz_bound(model, (4,)).bound == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,16 @@ def _softplus_layer(module: nn.Softplus, x: Variable) -> Response:
 
 @lipschitz_rule(F.softplus, fresh=True)
 def _softplus(x: Variable, beta: Any = 1, threshold: Any = 20) -> Response:
-    """Slope one. Above its threshold torch returns x, which is less by log(1 + exp(−threshold)) / beta: an error."""
+    """Slope one. Above its threshold torch returns x, which is less by log(1 + exp(−threshold)) / beta: an error.
+
+    That is 2e-9 for torch's threshold of 20. A larger one is a jump, and no constant exists.
+    """
     beta, threshold = number(beta, "beta"), number(threshold, "threshold")
     if not beta > 0:
         raise Refused(f"has beta={beta}. Use a positive one")
     jump = math.log1p(math.exp(-threshold)) / beta * (1 + 2.0**-40) if threshold > -700 else math.inf
+    if jump * beta > 1e-6:
+        raise Refused(f"jumps by {jump:.3g} at its threshold={threshold}. Use threshold=20, as torch does")
     return _smooth(1.0, 1 / beta, 2.0, constant=jump)
 
 

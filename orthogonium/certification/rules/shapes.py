@@ -122,9 +122,15 @@ def _attribute(x: Variable, name: str) -> Response:
     raise Refused(f"reads the attribute {name!r}, whose dependence on the input is not known")
 
 
+def _check_list(tensors: Any) -> None:
+    if isinstance(tensors, Variable):
+        raise Refused("joins the parts of a split without taking them apart. Use a, b = x.split(…) and [a, b]")
+
+
 @lipschitz_rule(torch.cat, torch.concat, torch.concatenate, fresh=True)
 def _cat(tensors: Any, dim: int = 0, **kwargs: Any) -> Response:
     dim = kwargs.get("axis", dim)
+    _check_list(tensors)
     parts = [t for t in tensors if isinstance(t, Variable)]
     parts[0].axis(dim)
     return Response((1.0,) * len(parts), EXACT, stacked=True)
@@ -132,13 +138,14 @@ def _cat(tensors: Any, dim: int = 0, **kwargs: Any) -> Response:
 
 @lipschitz_rule(torch.stack, fresh=True)
 def _stack(tensors: Any, dim: int = 0) -> Response:
+    _check_list(tensors)
     parts = [t for t in tensors if isinstance(t, Variable)]
     if dim == 0 or (parts[0].shape is not None and dim == -len(parts[0].shape) - 1):
         raise Refused("has dim=0, before the batch. Use another dim")
     return Response((1.0,) * len(parts), EXACT, stacked=True)
 
 
-@lipschitz_rule("to", "float", "double", "half", "bfloat16", "cpu", "cuda")
+@lipschitz_rule("to", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda")
 def _cast(x: Variable, *args: Any, **kwargs: Any) -> Response:
     """No rounding is known after a change of type; whole numbers jump."""
     given = (*args, *kwargs.values())
