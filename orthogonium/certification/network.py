@@ -219,14 +219,20 @@ def _is_cast(node: fx.Node) -> bool:
 
 def _unvarying(node: fx.Node, values: list[dict[fx.Node, Any]] | None) -> Any:
     """A result that depends on sizes and constants only: its value, if it is the same for all batch sizes."""
-    if values is None:
+    if values is None and _is_number(node):
         return Unknown()
-    first, second = (value.get(node, Unknown()) for value in values)
-    if isinstance(first, Tensor):
+    first, second = (value.get(node, Unknown()) for value in values or ({}, {}))
+    if values is None or isinstance(first, Tensor):
         raise TypeError(
             f"{named(node.meta['scope'])} computes a tensor from sizes ({node.name}), which is not known here"
         )
     return first if type(first) is type(second) and first == second else Unknown()
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether it is a size, or arithmetic with sizes alone: anything else may be a tensor."""
+    arithmetic = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
+    return _is_size(node) or (arithmetic and all(used.op != "get_attr" for used in node.all_input_nodes))
 
 
 def _shapes(program: fx.GraphModule, input_shape: tuple[int, ...]) -> list[dict[fx.Node, Any]]:

@@ -94,6 +94,20 @@ def test_what_would_be_missed_is_refused(function, message):
         lipschitz_bound(model, (4,))
 
 
+@pytest.mark.parametrize("shape", [(4,), None])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x[:, torch.arange(x.shape[1]) // 4],
+        lambda m, x: x[:, torch.zeros(4, dtype=torch.long, device=x.device)],
+        lambda m, x: x[:, torch.arange(4) // x.shape[1]],
+    ],
+)
+def test_an_index_made_from_sizes_may_repeat_entries(function, shape):
+    with pytest.raises(TypeError, match="computes a tensor from sizes"):
+        lipschitz_bound(written(function), shape)
+
+
 def unpacked(model, x):
     values, _ = x.view(-1, 2, 2).max(dim=2)
     return values
