@@ -56,7 +56,9 @@ _REASONS: dict[str, tuple[Any, ...]] = {
     "x @ matrix, or with torch.nn.functional.linear": (
         *(torch.bmm, "bmm", torch.baddbmm, torch.addmm, torch.einsum, torch.tensordot),
     ),
-    "only distributes the model that it holds. Pass model.module": (nn.DataParallel, nn.parallel.DistributedDataParallel),
+    "only distributes the model that it holds. Pass model.module": (
+        *(nn.DataParallel, nn.parallel.DistributedDataParallel),
+    ),
 }  # fmt: skip
 
 
