@@ -54,6 +54,27 @@ def test_curved_modules_are_proved_or_probed():
         assert_lipschitz(nn.GLU(1), (4,), 0.5)
 
 
+class Kinked(nn.Module):
+    """The identity near zero, and a hundred times as steep further out."""
+
+    def forward(self, x):
+        return x + 100 * torch.relu(x - 50)
+
+
+def test_a_kink_far_out_is_found():
+    with pytest.raises(ValueError, match="Kinked is not affine"):
+        materialise(Kinked(), (4,))
+    with pytest.raises(AssertionError, match="Kinked"):
+        assert_lipschitz(Kinked(), (4,), 1.0)
+
+
+def test_nothing_and_nan_are_no_surprise():
+    assert materialise(nn.Linear(4, 0), (4,)).shape == (0, 4)
+    assert materialise(nn.Linear(0, 4), (0,)).shape == (4, 0)
+    with pytest.raises(AssertionError, match="holds NaN"):
+        assert_orthogonal(torch.full((2, 2), float("nan")))
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="input_shape is needed"):
         assert_orthogonal(nn.Linear(2, 2))

@@ -13,12 +13,14 @@ from orthogonium.certification.network import Network, analyse
 from orthogonium.certification.operators import row_distances
 from orthogonium.certification.program import run
 from orthogonium.certification.rounding import BINARY64, Arithmetic
+from orthogonium.certification.rules.registry import UNCHANGED
+from orthogonium.certification.tracing import named
 from orthogonium.linalg._rounding import UP
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48
 _FARTHEST = 2.0**20  # times the size of the input: farther out, rounding alone could decide
-_PASSES = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout"}
+_JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack)
 
 
 @dataclass(frozen=True)
@@ -110,27 +112,41 @@ def certified_accuracy(
         ``{radius: fraction}`` in the order of ``eps``.
 
     Raises:
+        TypeError: ``eps`` is not a sequence of numbers, or ``data`` holds anything but pairs.
         ValueError: a radius is negative or NaN, or there are no data; and all errors of :func:`certify`.
     """
-    for radius in eps:
-        if not radius >= 0:
-            raise ValueError(f"eps must hold radii of at least 0, got {radius}")
+    radii = _checked_radii(eps)
     arithmetic = Arithmetic.of(precision)
-    pairs: Any = [data] if isinstance(data, tuple) and isinstance(data[0], Tensor) else data
-    counts, total = dict.fromkeys(eps, 0), 0
+    pairs: Any = [data] if isinstance(data, tuple | list) and any(isinstance(d, Tensor) for d in data) else data
+    counts, total = dict.fromkeys(radii, 0), 0
     networks: dict[tuple[int, ...], Network] = {}
-    for x, labels in _with_progress(pairs, progress):
+    for pair in _with_progress(pairs, progress):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            kind = f"{len(pair)} values" if isinstance(pair, tuple | list) else type(pair).__name__
+            raise TypeError(f"data must hold pairs (x, labels), got {kind}. Pick the two, e.g. in a generator")
+        x, labels = pair
         _check_input(x)
         if x.shape[1:] not in networks:
             networks[x.shape[1:]] = _network(model, x, arithmetic)
         certificate = _certify(networks[x.shape[1:]], x, labels, arithmetic)
         correct = certificate.prediction == labels.to(certificate.prediction.device)
-        for radius in eps:
+        for radius in radii:
             counts[radius] += int((correct & (certificate.radius >= radius)).sum())
         total += len(labels)
     if total == 0:
         raise ValueError("data holds no inputs, so there is no accuracy")
-    return {radius: counts[radius] / total for radius in eps}
+    return {radius: counts[radius] / total for radius in radii}
+
+
+def _checked_radii(eps: Sequence[float]) -> list[float]:
+    try:
+        radii = [float(radius) for radius in eps]
+    except (TypeError, ValueError):
+        raise TypeError(f"eps must be a sequence of radii such as (0.1, 0.5), got {eps!r}") from None
+    for radius in radii:
+        if not radius >= 0:
+            raise ValueError(f"eps must hold radii of at least 0, got {radius}")
+    return radii
 
 
 def _with_progress(pairs: Any, progress: bool) -> Iterable[tuple[Tensor, Tensor]]:
@@ -144,6 +160,10 @@ def _with_progress(pairs: Any, progress: bool) -> Iterable[tuple[Tensor, Tensor]
 
 
 def _check_input(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}. Convert it, e.g. with torch.as_tensor")
+    if x.is_meta:
+        raise ValueError("x is on the meta device, without values")
     if not x.is_floating_point():
         raise TypeError(f"x must be a real floating-point tensor, got {x.dtype}. Convert it, e.g. with x.float()")
     if x.ndim < 2:
@@ -170,6 +190,12 @@ def _certify(network: Network, x: Tensor, labels: Tensor | None, arithmetic: Ari
     found: dict[fx.Node, Tensor] = {}
 
     def visit(node: fx.Node, value: Any) -> None:
+        step = network.steps.get(node)
+        if step is not None and step.shape is not None and value.shape != (len(x), *step.shape):
+            raise ValueError(
+                f"{named(step.path)} ({step.kind}) gives {tuple(value.shape)} for {len(x)} inputs, and "
+                f"{('N', *step.shape)} otherwise. Use squeeze(dim), or another batch size"
+            )
         recorder(node, value)
         if node is network.output:
             assert isinstance(value, Tensor)
@@ -223,12 +249,12 @@ def _reach(network: Network, classes: int) -> Tensor:
     assert network.output is not None
     step = network.steps[network.output]
     reach = torch.full((classes, classes), math.sqrt(2) * (1 + 4 * _ROUNDOFF) * network.bound, dtype=torch.float64)
-    while step.kind in _PASSES and step.shape == (classes,):
+    while step.response is UNCHANGED and step.shape == (classes,):
         step = network.steps[step.inputs[0]]
     inputs = [network.steps[node] for node in step.inputs]
     if step.response.matrix is not None and step.shape == (classes,):
         reach = torch.minimum(reach, row_distances(step.response.matrix) * inputs[0].bound * UP)
-    elif step.response.stacked and step.kind in ("cat", "concat", "concatenate", "stack"):
+    elif step.response.stacked and step.node.target in _JOINS:
         counts = [1 if part.shape == () else part.shape[0] if part.shape else 0 for part in inputs]
         if sum(counts) == classes:
             bounds = [
@@ -244,6 +270,8 @@ def _reach(network: Network, classes: int) -> Tensor:
 
 
 def _checked_labels(labels: Tensor, classes: int, count: int) -> Tensor:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor of integer classes, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must hold integer classes, got {labels.dtype}")
     if labels.shape != (count,):

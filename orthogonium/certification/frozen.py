@@ -11,7 +11,7 @@ def frozen(module: nn.Module, path: str, device: str = "cpu") -> nn.Module:
     """A copy that shares no memory with ``module``; parametrized weights are read once, and converted exactly.
 
     Raises:
-        ValueError: a parameter or buffer is complex, or not finite.
+        ValueError: a parameter or buffer is complex, not finite, or without values.
     """
     kind = plain_type(module)
     copy = kind.__new__(kind)
@@ -33,6 +33,8 @@ def frozen_tensor(value: Tensor, path: str, kind: str, device: str = "cpu") -> T
     """``value`` in float64 if it is a floating-point number, checked and copied."""
     if value.is_complex():
         raise ValueError(f"{path} ({kind}) is complex; bounds and certificates are for real networks")
+    if value.is_meta and device != "meta":
+        raise ValueError(f"{path} ({kind}) is on the meta device, without values. Materialise the model first")
     if value.is_floating_point():
         if not value.is_meta and not torch.isfinite(value).all():
             raise ValueError(f"{path} ({kind}) holds NaN or infinite entries: nothing can be certified")

@@ -1,5 +1,6 @@
 """A traced model with a rule applied to every call: what bounds and certificates start from."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -87,9 +88,10 @@ def analyse(model: nn.Module, input_shape: Sequence[int] | None = None) -> Netwo
         TypeError: a call is not known, or refused; the message names its path.
         ValueError: training mode, weights that are not finite or complex, inputs that a layer does not take.
     """
+    shape = None if input_shape is None else _checked_shape(input_shape)
     program, originals = build_program(model)
     network = Network(program)
-    values = None if input_shape is None else _shapes(program, tuple(input_shape))
+    values = None if shape is None else _shapes(program, shape)
     holders: dict[fx.Node, Any] = {}
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node in program.graph.nodes:
@@ -105,6 +107,18 @@ def analyse(model: nn.Module, input_shape: Sequence[int] | None = None) -> Netwo
             holders[node] = _apply(node, network, originals, holders, values)
     assert len(placeholders) == 1
     return network
+
+
+def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(side) for side in input_shape)
+    except TypeError:
+        raise TypeError(
+            f"input_shape must be the sizes of one input, such as (3, 32, 32), got {input_shape!r}"
+        ) from None
+    if any(side < 0 for side in shape):
+        raise ValueError(f"input_shape must hold sizes of at least 0, got {shape}")
+    return shape
 
 
 def _checked_output(node: fx.Node, holders: dict[fx.Node, Any]) -> fx.Node:
@@ -126,6 +140,8 @@ def _apply(
     values: list[dict[fx.Node, Any]] | None,
 ) -> Any:
     """Record the step of ``node``; what stands for its result."""
+    if node.target is operator.getitem and not node.users:  # as of the indices in `values, _ = x.max(dim=1)`
+        return Variable(None)
     inputs: list[fx.Node] = []
 
     def stand_in(argument: fx.Node) -> Any:
@@ -133,7 +149,10 @@ def _apply(
             inputs.append(argument)
         return holders[argument]
 
-    args, kwargs = fx.map_arg(node.args, stand_in), fx.map_arg(node.kwargs, stand_in)
+    given, named_ones = node.args, dict(node.kwargs)
+    if not given and "input" in named_ones:  # what torch calls the first argument of most functions and modules
+        given = (named_ones.pop("input"),)
+    args, kwargs = fx.map_arg(given, stand_in), fx.map_arg(named_ones, stand_in)
     if not inputs and _is_cast(node):  # to the type of an input: here everything is computed in float64
         return as_double(cast(Tensor, args[0]))
     if not inputs or _is_size(node):
@@ -144,14 +163,14 @@ def _apply(
             f"{named(path)} {_article(node)} {kind}, whose Lipschitz constant is not known here. Give it a rule with "
             f"orthogonium.certification.lipschitz_rule, or replace it"
         )
-    if "out" in node.kwargs:
+    if node.kwargs.get("out") is not None:
         raise TypeError(f"{named(path)} ({kind}) writes into out=, which is not followed. Use the result")
     module = (getattr(network.program, str(node.target)),) if node.op == "call_module" else ()
     try:
         response = rule.answer(*module, *args, **kwargs)
     except Refused as refusal:
         raise TypeError(f"{named(path)} ({kind}) {refusal}") from None
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         _result_shape(node, values or [], path, kind)  # the call itself may say it better
         raise ValueError(f"{named(path)} ({kind}): {error}") from error
     except (TypeError, AttributeError, LookupError, StopIteration) as error:
@@ -168,7 +187,7 @@ def _apply(
     step = Step(node, tuple(inputs), path, kind, response, tuple(constants), 0.0, shape and shape[1:])
     bound = step.combined([network.steps[i].bound for i in inputs])
     network.steps[node] = Step(node, tuple(inputs), path, kind, response, tuple(constants), bound, shape and shape[1:])
-    return Variable(shape, kind)
+    return Variable(shape, "" if response.stacked else kind)  # the maximum of two tensors has no indices
 
 
 def _described(node: fx.Node, originals: dict[str, nn.Module]) -> tuple[str, str, Rule | None]:
@@ -200,14 +219,20 @@ def _is_cast(node: fx.Node) -> bool:
 
 def _unvarying(node: fx.Node, values: list[dict[fx.Node, Any]] | None) -> Any:
     """A result that depends on sizes and constants only: its value, if it is the same for all batch sizes."""
-    if values is None:
+    if values is None and _is_number(node):
         return Unknown()
-    first, second = (value.get(node, Unknown()) for value in values)
-    if isinstance(first, Tensor):
+    first, second = (value.get(node, Unknown()) for value in values or ({}, {}))
+    if values is None or isinstance(first, Tensor):
         raise TypeError(
             f"{named(node.meta['scope'])} computes a tensor from sizes ({node.name}), which is not known here"
         )
     return first if type(first) is type(second) and first == second else Unknown()
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether it is a size, or arithmetic with sizes alone: anything else may be a tensor."""
+    arithmetic = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
+    return _is_size(node) or (arithmetic and all(used.op != "get_attr" for used in node.all_input_nodes))
 
 
 def _shapes(program: fx.GraphModule, input_shape: tuple[int, ...]) -> list[dict[fx.Node, Any]]:

@@ -27,6 +27,7 @@ def plain_network(model: nn.Module) -> nn.Module:
 
 
 def build_program(model: nn.Module) -> tuple[fx.GraphModule, dict[str, nn.Module]]:
+    generator = torch.random.get_rng_state()
     graph, constants = trace(model)
     parts: dict[str, Any] = {}
     originals: dict[str, nn.Module] = {}
@@ -45,6 +46,8 @@ def build_program(model: nn.Module) -> tuple[fx.GraphModule, dict[str, nn.Module
             scope = node.meta["scope"]
             parts[node.target] = frozen_tensor(constants[node.target], f"a constant of {named(scope)}", "Tensor")
     _check_in_place(graph, originals)
+    if not torch.equal(torch.random.get_rng_state(), generator):
+        raise TypeError("the model draws random numbers in evaluation, so one bound cannot cover the next call")
     return fx.GraphModule(parts, graph).eval(), originals
 
 

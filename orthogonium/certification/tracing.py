@@ -31,35 +31,51 @@ class _Model(nn.Module):
         return self.model(x)
 
 
-class _Proxy(fx.Proxy):
+class _InPlace:
     """Records ``x += y`` as what it is, a change in place."""
 
-    def __iadd__(self, other: Any) -> "_Proxy":
+    def __iadd__(self, other: Any) -> Any:
         return self._changed(operator.iadd, other)
 
-    def __isub__(self, other: Any) -> "_Proxy":
+    def __isub__(self, other: Any) -> Any:
         return self._changed(operator.isub, other)
 
-    def __imul__(self, other: Any) -> "_Proxy":
+    def __imul__(self, other: Any) -> Any:
         return self._changed(operator.imul, other)
 
-    def __itruediv__(self, other: Any) -> "_Proxy":
+    def __itruediv__(self, other: Any) -> Any:
         return self._changed(operator.itruediv, other)
 
-    def __imatmul__(self, other: Any) -> "_Proxy":
+    def __imatmul__(self, other: Any) -> Any:
         return self._changed(operator.imatmul, other)
 
-    def __ipow__(self, other: Any) -> "_Proxy":
+    def __ipow__(self, other: Any) -> Any:
         return self._changed(operator.ipow, other)
 
-    def __ifloordiv__(self, other: Any) -> "_Proxy":
+    def __ifloordiv__(self, other: Any) -> Any:
         return self._changed(operator.ifloordiv, other)
 
-    def __imod__(self, other: Any) -> "_Proxy":
+    def __imod__(self, other: Any) -> Any:
         return self._changed(operator.imod, other)
 
-    def _changed(self, function: Callable[..., Any], other: Any) -> "_Proxy":
-        return self.tracer.create_proxy("call_function", function, (self, other), {})  # type: ignore[return-value]
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)  # type: ignore[arg-type]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "real", "imag"):
+            raise TypeError(f"it assigns to .{name} of a tensor, which is not followed. Compute a new tensor")
+        super().__setattr__(name, value)
+
+    def _changed(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Proxy(_InPlace, fx.Proxy):
+    """Stands for a tensor that depends on the input."""
+
+
+class _Attribute(_InPlace, fx.proxy.Attribute):
+    """Such as ``x.data``, which shares the memory of ``x``."""
 
 
 class _Tracer(fx.Tracer):
@@ -67,7 +83,9 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=())
-        self.constants: dict[str, Tensor] = {}
+        self.constants: dict[str, Tensor] = {}  # as they were when they were used
+        self.sources: dict[str, Tensor] = {}
+        self.weights: dict[nn.Module, dict[str, Tensor]] = {}
         self.scopes: list[str] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -83,9 +101,10 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):
-            held = [name for name, tensor in self.constants.items() if tensor is a]
+            held = [name for name, tensor in self.sources.items() if tensor is a and _same(a, self.constants[name])]
             name = held[0] if held else f"constant_{len(self.constants)}"
-            self.constants[name] = a
+            if not held:
+                self.sources[name], self.constants[name] = a, a.detach().clone()
             return self.create_node("get_attr", name, (), {})
         if isinstance(a, torch.ScriptObject):
             where = named(self.scopes[-1] if self.scopes else "")
@@ -98,6 +117,16 @@ class _Tracer(fx.Tracer):
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         node.meta["scope"] = self.scopes[-1] if self.scopes else ""
         return node
+
+    def check_weights(self, module: nn.Module, path: str) -> None:
+        """Refuse a module that computes with other weights than when it was first called."""
+        weights = dict((*module.named_parameters(), *module.named_buffers()))
+        first = self.weights.setdefault(module, {})
+        for name, weight in weights.items():
+            if name not in first:
+                first[name] = weight.detach().clone()
+            elif not _same(weight, first[name]):
+                raise TypeError(f"the model changes {name} of {named(path)} while it computes")
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         varies = False
@@ -119,6 +148,7 @@ class _Tracer(fx.Tracer):
                     f"change its output. Remove them; in place of the old weight_norm and spectral_norm use those of "
                     f"torch.nn.utils.parametrizations"
                 )
+            self.check_weights(m, path)
             proxy = self.create_proxy("call_module", path, args, kwargs)
             proxy.node.meta["module"] = m
             return proxy
@@ -130,6 +160,13 @@ class _Tracer(fx.Tracer):
 
 def _global_hooks() -> bool:
     return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """The same numbers, NaN where NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.is_meta or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def named(path: str) -> str:
@@ -145,17 +182,25 @@ def trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     Raises:
         TypeError: the model branches on values or otherwise cannot be followed; the message names the line, and the
             module.
-        ValueError: the model, or a part of it, is in training mode.
+        ValueError: the model, or a part of it, is in training mode, or has no weights yet.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     training = [path for path, module in model.named_modules() if module.training]
     if training:
         raise ValueError(
             f"{named(training[0])} is in training mode, where it may compute something else. Call model.eval()"
         )
+    lazy = [name for name, value in model.named_parameters() if nn.parameter.is_lazy(value)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} is not initialised yet. Give the model one batch first")
     tracer = _Tracer()
     try:
         with torch.no_grad():
             graph = tracer.trace(_Model(model))
+        for node in graph.nodes:
+            if node.op == "call_module":
+                tracer.check_weights(node.meta["module"], node.target)
     except Exception as error:
         if isinstance(error, TypeError) and "has forward hooks" in str(error):
             raise
@@ -178,6 +223,8 @@ def _reason(error: BaseException) -> str:
         return (
             "what it computes depends on the values or sizes of its input (control flow), so one bound cannot cover it"
         )
+    if "dynamo-optimized" in text:
+        return "it is compiled; pass the model that torch.compile was given"
     if "not installed as a submodule" in text:
         return "it calls a module that is not registered as one of its own (a list in place of ModuleList?)"
     return text.rstrip(".")

@@ -55,6 +55,8 @@ class _ConstrainedLinear(nn.Linear):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle arguments and state dict; the class that torch makes for a parametrized module has no import path."""
+        if not is_parametrized(self, "weight"):
+            return super().__reduce_ex__(protocol)
         original: Tensor = self.parametrizations.weight.original  # type: ignore[union-attr, assignment]
         arguments = self._arguments() | {"device": original.device, "dtype": original.dtype}
         flags = {name: p.requires_grad for name, p in self.named_parameters()}

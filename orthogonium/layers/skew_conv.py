@@ -118,6 +118,8 @@ class _SkewOrthoConv(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as constructor arguments and state dict; the class that torch makes cannot be pickled."""
+        if not is_parametrized(self, "weight"):
+            return super().__reduce_ex__(protocol)
         original = next(self.parametrizations.weight.parameters())  # type: ignore[union-attr]
         names = ("in_channels", "out_channels", "kernel_size", "dilation", "groups", "padding_mode", "angle")
         arguments = {name: getattr(self, name) for name in names} | {"bias": self.bias is not None}

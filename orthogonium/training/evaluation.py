@@ -1,5 +1,6 @@
 """What a trained network is worth: accuracy, proved and attacked, over radii."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,17 @@ def evaluate(
     Args:
         model: in evaluation mode, of the kind that :func:`~orthogonium.certification.certify` knows.
         x, labels: ``(N, ...)`` and ``(N,)``.
-        radii: ℓ2, rising.
+        radii: ℓ2, finite.
         attack_steps, attack_restarts, seed: of :func:`~orthogonium.certification.attack`, which runs in
             float64 on certified and uncertified inputs alike. With no steps nothing is attacked.
         precision: of the evaluation that certificates speak of, as in :func:`~orthogonium.certification.certify`.
+
+    Raises:
+        ValueError: a radius that is negative, NaN or infinite; and all errors of ``certify``.
     """
+    for radius in radii:
+        if not 0 <= radius < math.inf:
+            raise ValueError(f"radii must be finite and at least 0, got {radius}")
     labels = labels.cpu()
     certificate = certify(model, x, labels, precision=precision)
     right = certificate.prediction == labels

@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
 import orthogonium.layers as layers
+from orthogonium.certification import lipschitz_bound
+from orthogonium.certification.rules.registry import plain_type
 from orthogonium.surgery.bounds import evaluating
 from orthogonium.training.checkpoint import save_model
-from orthogonium.training.data import load_digits
+from orthogonium.training.data import CLASSES, FEATURES, load_digits
 from orthogonium.training.evaluation import RADII, evaluate
 from orthogonium.training.run_folder import RunFolder, RunFolderError, write_json
 
@@ -38,7 +40,6 @@ _KNOWN: dict[str, tuple[Any, tuple[str, ...]]] = {
     "Unflatten": (nn.Unflatten, ("dim", "unflattened_size")),
     "Dropout": (nn.Dropout, ("p",)),
 }
-_SAME_WEIGHT = {"OrthoLinear": "Linear", "UnitNormLinear": "Linear"}  # plain layers once the weight is fixed
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def save_run(
 ) -> RunFolder:
     """Write a run folder for a digits classifier of one's own, for ``orthogonium certify`` and ``export``.
 
-    Weights are saved as they are now, without what they were trained with: it is the network that is certified.
+    Weights are saved as they are now, in float32, without what they were trained with: it is the network that is
+    certified.
 
     Args:
         path: a folder that is new or empty.
@@ -92,7 +94,8 @@ def save_run(
         The folder.
 
     Raises:
-        TypeError: a layer of another kind; the message names its path.
+        TypeError: a layer of another kind, or with hooks; the message names its path.
+        ValueError: a network that is not for digits, weights that are not finite, or a radius.
         RunFolderError: ``path`` cannot be used.
     """
     described = tuple(_described(name, module) for name, module in _chain(model, ""))
@@ -101,9 +104,10 @@ def save_run(
     with evaluating(model):
         for new, (_, old) in zip(plain.children(), _chain(model, ""), strict=True):
             _copy_weights(new, old)
+    _check_saved(config)
     split = load_digits(evaluate_on, split_seed)
-    folder = RunFolder.create(Path(path))
     result = evaluate(plain, split.x_eval, split.y_eval, radii, attack_steps=0)
+    folder = RunFolder.create(Path(path))
     write_json(folder.config, config.to_dict())
     save_model(folder.model, plain)
     metrics = {
@@ -129,14 +133,29 @@ def read_saved(folder: RunFolder) -> SavedModel | None:
             raise ValueError(f"format_version {values['format_version']!r}, this version reads {_FORMAT_VERSION}")
         saved = values["saved_model"]
         config = SavedModel(tuple(saved["layers"]), saved["evaluate_on"], saved["split_seed"])
-        config.build_model()
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        _check_saved(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunFolderError(f"{folder.config} cannot be read: {error}") from error
     return config
 
 
+def _check_saved(config: SavedModel) -> None:
+    """Whether it describes a network for digits, which can be certified, and a split of them."""
+    if config.evaluate_on not in ("test", "validation"):
+        raise ValueError(f"evaluate_on must be 'test' or 'validation', got {config.evaluate_on!r}")
+    if type(config.split_seed) is not int or not 0 <= config.split_seed < 2**32:
+        raise ValueError(f"split_seed must lie in 0 … {2**32 - 1}, got {config.split_seed!r}")
+    model = config.build_model().eval()
+    lipschitz_bound(model, (FEATURES,))
+    with torch.no_grad():
+        logits = tuple(model(torch.zeros(2, FEATURES)).shape)
+    if logits != (2, CLASSES):
+        raise ValueError(f"the network must give (N, {CLASSES}) logits, got {('N', *logits[1:])}")
+
+
 def _chain(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        _check_forward(path, module)
         return [
             found
             for name, child in module._modules.items()
@@ -146,11 +165,20 @@ def _chain(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     return [(path or "the model itself", module)]
 
 
+def _check_forward(path: str, module: nn.Module) -> None:
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise TypeError(f"{path or 'the model itself'} has forward hooks, or a forward of its own: remove them")
+
+
 def _described(path: str, module: nn.Module) -> dict[str, Any]:
-    kind = type(module).__name__.removeprefix("Parametrized")
-    kind = _SAME_WEIGHT.get(kind, kind)
-    if kind not in _KNOWN or not isinstance(module, _KNOWN[kind][0]):
-        raise TypeError(f"{path} is a {kind}, which cannot be saved as data. Known: {', '.join(_KNOWN)}")
+    known = {layers.OrthoLinear: "Linear", layers.UnitNormLinear: "Linear"}  # once the weight is fixed
+    known |= {made: name for name, (made, _) in _KNOWN.items()}
+    made = plain_type(module)
+    kind = known.get(made)
+    if kind is None:
+        name = f"{made.__module__}.{made.__name__}" if made.__name__ in _KNOWN else made.__name__
+        raise TypeError(f"{path} is a {name}, which cannot be saved as data. Known: {', '.join(_KNOWN)}")
+    _check_forward(path, module)
     arguments = {name: getattr(module, name) for name in _KNOWN[kind][1]}
     if "bias" in module._parameters:
         arguments["bias"] = module.bias is not None

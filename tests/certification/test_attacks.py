@@ -37,7 +37,30 @@ def test_one_logit_is_pushed_across_zero():
     assert result.success.tolist() == [True, True, False]
 
 
+def test_labels_of_any_integer_type_mean_the_same():
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    model.weight.data.fill_(1.0)
+    x, labels = torch.tensor([[2.0], [-2.0]], dtype=torch.float64), torch.tensor([1, 0])
+    for dtype in (torch.uint8, torch.int8, torch.int32, torch.bool):
+        assert not attack(model, x, labels.to(dtype), eps=0.5, steps=2, restarts=1).success.any()
+
+
+def test_stays_in_the_ball_where_rounding_is_large_beside_it():
+    torch.manual_seed(0)
+    model, x = nn.Linear(100, 3), 100 * torch.rand(10, 100)
+    found = attack(model, x, model(x).argmax(1), eps=1e-3, steps=10, restarts=2)
+    distances = (found.adversarial.double() - x.double()).norm(dim=1)
+    assert (distances <= 1e-3).all()
+    assert (distances > 0.9e-3).any()
+
+
 def test_inputs_are_checked(halves):
+    with pytest.raises(TypeError, match=r"integer classes, got torch\.float32"):
+        attack(halves, torch.ones(1, 3, dtype=torch.float64), torch.ones(1), 0.1)
+    with pytest.raises(ValueError, match=r"0 … 1, got 2 … 2"):
+        attack(halves, torch.ones(1, 3, dtype=torch.float64), torch.tensor([2]), 0.1)
+    with pytest.raises(TypeError, match="one radius for all inputs"):
+        attack(halves, torch.ones(2, 3, dtype=torch.float64), torch.tensor([0, 0]), torch.ones(2))
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
         attack(halves, torch.ones(1, 3, dtype=torch.int64), torch.tensor([0]), 0.1)
     with pytest.raises(ValueError, match=r"labels must have shape \(1,\), got \(2,\)"):

@@ -193,6 +193,8 @@ def test_removal_leaves_the_weight(preset):
     nn.Linear(6, 4).load_state_dict(layer.state_dict())
     layer(x).sum().backward()
     assert layer.weight.grad is not None
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(x), y)
 
 
 def test_tied_weights():

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.testing import assert_close
 
 from orthogonium import layers
@@ -118,6 +119,10 @@ def test_life_cycle(case):
     assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), y)
     assert_close(copy.deepcopy(layer).double()(x.double()).float(), y, rtol=0, atol=5e-5)
     assert torch.equal(layer.eval()(x), y)
+    remove_parametrizations(layer, "weight")
+    assert torch.equal(layer(x), y)
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), y)
 
 
 def test_refused():

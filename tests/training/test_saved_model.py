@@ -61,16 +61,42 @@ def test_commands_work_on_it(tmp_path, capsys):
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "plain.safetensors")]) == 0
 
 
+class Tripled(nn.Sequential):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Linear(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def hooked():
+    layer = nn.Linear(64, 10)
+    layer.register_forward_hook(lambda module, inputs, output: 3 * output)
+    return nn.Sequential(layer)
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"^1\.0 is a Tanh, which cannot be saved as data"):
         save_run(tmp_path / "run", nn.Sequential(nn.Linear(64, 10), nn.Sequential(nn.Tanh())))
+    for model, message in (
+        (Tripled(nn.Linear(64, 10)), "the model itself is a Tripled"),
+        (nn.Sequential(Linear(64, 10)), r"0 is a tests\.training\.test_saved_model\.Linear, which"),
+        (hooked(), "0 has forward hooks"),
+        (nn.Sequential(nn.Linear(64, 5)), r"\(N, 10\) logits, got \('N', 5\)"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            save_run(tmp_path / "run", model)
+    with pytest.raises(ValueError, match="radii must be finite"):
+        save_run(tmp_path / "run", network(), radii=(float("nan"),))
     assert not (tmp_path / "run").exists()
     save_run(tmp_path / "run", network())
     with pytest.raises(RunFolderError, match="is not empty"):
         save_run(tmp_path / "run", network())
 
 
-@pytest.mark.parametrize("damage", ["version", "layer", "arguments", "missing"])
+@pytest.mark.parametrize("damage", ["version", "layer", "arguments", "missing", "batch", "seed", "part", "no layer"])
 def test_a_damaged_config_takes_a_line(damage, tmp_path, capsys):
     folder = save_run(tmp_path / "run", network())
     values = json.loads(folder.config.read_text())
@@ -80,6 +106,14 @@ def test_a_damaged_config_takes_a_line(damage, tmp_path, capsys):
         values["saved_model"]["layers"][0]["type"] = "Lambda"
     elif damage == "arguments":
         values["saved_model"]["layers"][0]["widths"] = 3
+    elif damage == "batch":
+        values["saved_model"]["layers"][-2]["dim"] = 0
+    elif damage == "seed":
+        values["saved_model"]["split_seed"] = "0"
+    elif damage == "part":
+        values["saved_model"]["evaluate_on"] = "all"
+    elif damage == "no layer":
+        values["saved_model"]["layers"][0] = 1
     else:
         del values["saved_model"]["layers"]
     folder.config.write_text(json.dumps(values))

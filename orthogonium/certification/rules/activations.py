@@ -13,12 +13,16 @@ from torch.nn import functional as F
 from orthogonium.certification.rounding import sqrt_up
 from orthogonium.certification.rules.registry import (
     EXACT,
+    UNCHANGED,
     Refused,
     Response,
     Rounding,
+    Unknown,
     Variable,
     evaluate_only,
+    limited,
     lipschitz_rule,
+    no_dtype,
     number,
 )
 from orthogonium.layers import GroupSort, MaxMin
@@ -42,12 +46,21 @@ def _exact(slope: float) -> Response:
 
 
 @lipschitz_rule(
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity),
-    *(F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.hardtanh, torch.abs, torch.neg, torch.positive),
+    *(nn.ReLU, nn.ReLU6, F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, torch.abs, torch.neg, torch.positive),
     *("relu", "relu_", "abs", "__abs__", "neg", "__neg__", "__pos__"),
 )
 def _piecewise(*args: Any, **kwargs: Any) -> Response:
     return Response(1.0, EXACT)
+
+
+@lipschitz_rule(nn.Hardtanh)
+def _hardtanh_layer(module: nn.Hardtanh, x: Variable) -> Response:
+    return _hardtanh(x, module.min_val, module.max_val)
+
+
+@lipschitz_rule(F.hardtanh)
+def _hardtanh(x: Variable, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Response:
+    return Response(1.0, limited(min_val, max_val))
 
 
 @lipschitz_rule(nn.Softshrink, nn.Softsign, nn.Tanhshrink, nn.Tanh, nn.LogSigmoid, fresh=True)
@@ -109,11 +122,16 @@ def _softplus_layer(module: nn.Softplus, x: Variable) -> Response:
 
 @lipschitz_rule(F.softplus, fresh=True)
 def _softplus(x: Variable, beta: Any = 1, threshold: Any = 20) -> Response:
-    """Slope one. Above its threshold torch returns x, which is less by log(1 + exp(−threshold)) / beta: an error."""
+    """Slope one. Above its threshold torch returns x, which is less by log(1 + exp(−threshold)) / beta: an error.
+
+    That is 2e-9 for torch's threshold of 20. A larger one is a jump, and no constant exists.
+    """
     beta, threshold = number(beta, "beta"), number(threshold, "threshold")
     if not beta > 0:
         raise Refused(f"has beta={beta}. Use a positive one")
     jump = math.log1p(math.exp(-threshold)) / beta * (1 + 2.0**-40) if threshold > -700 else math.inf
+    if jump * beta > 1e-6:
+        raise Refused(f"jumps by {jump:.3g} at its threshold={threshold}. Use threshold=20, as torch does")
     return _smooth(1.0, 1 / beta, 2.0, constant=jump)
 
 
@@ -173,7 +191,7 @@ def _threshold_layer(module: nn.Threshold, x: Variable) -> Response:
 def _threshold(x: Variable, threshold: Any, value: Any, inplace: bool = False) -> Response:
     if threshold != value:
         raise Refused(f"jumps from {value} to {threshold}, so that it has no constant. Use value={threshold}")
-    return Response(1.0, EXACT)
+    return Response(1.0, limited(threshold, None))
 
 
 @lipschitz_rule(nn.Softmax, nn.Softmin, nn.LogSoftmax, fresh=True)
@@ -191,7 +209,7 @@ def _softmax_2d(module: nn.Softmax2d, x: Variable) -> Response:
 @lipschitz_rule(F.softmax, torch.softmax, F.softmin, "softmax", fresh=True)
 def _softmax(x: Variable, dim: int, _stacklevel: int = 3, dtype: Any = None) -> Response:
     """The Jacobian ``diag p − p pᵀ`` has norm at most 1/2."""
-    _no_dtype(dtype)
+    no_dtype(dtype)
     x.axis(dim)
     if x.shape is None:
         return Response(0.5)
@@ -202,7 +220,7 @@ def _softmax(x: Variable, dim: int, _stacklevel: int = 3, dtype: Any = None) -> 
 @lipschitz_rule(F.log_softmax, torch.log_softmax, "log_softmax", fresh=True)
 def _log_softmax(x: Variable, dim: int, _stacklevel: int = 3, dtype: Any = None) -> Response:
     """The Jacobian ``I − 1 pᵀ`` has norm at most √n, as p runs to a corner."""
-    _no_dtype(dtype)
+    no_dtype(dtype)
     length = x.length(dim)
     root = sqrt_up(length)
     return Response(root, Rounding(length + _TERMS, 6 * root, root * (1 + math.log(length)), entries=length))
@@ -214,17 +232,26 @@ def _logsumexp(x: Variable, dim: Any, keepdim: bool = False) -> Response:
     return Response(1.0, Rounding(length + _TERMS, 6.0, 1 + math.log(length)))
 
 
-def _no_dtype(dtype: Any) -> None:
-    if dtype is not None:
-        raise Refused(f"changes the precision to {dtype}")
+@lipschitz_rule(
+    torch.clamp,
+    torch.clip,
+    "clamp",
+    "clip",
+)
+def _clamp(x: Any, min: Any = None, max: Any = None) -> Response:
+    if isinstance(min, Variable | Tensor) or isinstance(max, Variable | Tensor):
+        raise Refused("has limits that are tensors. Use torch.maximum and torch.minimum")
+    return Response(1.0, None if isinstance(min, Unknown) or isinstance(max, Unknown) else limited(min, max))
 
 
-@lipschitz_rule(torch.clamp, torch.clip, "clamp", "clip", torch.clamp_min, torch.clamp_max, "clamp_min", "clamp_max")
-def _clamp(x: Any, *limits: Any, **named: Any) -> Response:
-    for limit in (*limits, *named.values()):
-        if isinstance(limit, Variable | Tensor):
-            raise Refused("has limits that are tensors. Use torch.maximum and torch.minimum")
-    return Response(1.0, EXACT)
+@lipschitz_rule(torch.clamp_min, "clamp_min")
+def _clamp_min(x: Any, min: Any) -> Response:
+    return _clamp(x, min)
+
+
+@lipschitz_rule(torch.clamp_max, "clamp_max")
+def _clamp_max(x: Any, max: Any) -> Response:
+    return _clamp(x, None, max)
 
 
 @lipschitz_rule(GroupSort, MaxMin, fresh=True)
@@ -234,25 +261,25 @@ def _group_sort(module: GroupSort, x: Variable) -> Response:
 
 
 @lipschitz_rule(
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
-def _dropout_layer(module: nn.Module, x: Variable) -> Response:
-    return Response(1.0, EXACT)
+def _unchanged_layer(module: nn.Module, x: Variable) -> Response:
+    return UNCHANGED
 
 
 @lipschitz_rule(F.alpha_dropout, F.feature_alpha_dropout)
 def _alpha_dropout(x: Variable, p: float = 0.5, training: bool = False, inplace: bool = False) -> Response:
     evaluate_only(training, "dropout")
-    return Response(1.0, EXACT)
+    return UNCHANGED
 
 
 @lipschitz_rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 def _dropout(x: Variable, p: float = 0.5, training: bool = True, inplace: bool = False) -> Response:
     evaluate_only(training, "dropout")
-    return Response(1.0, EXACT)
+    return UNCHANGED
 
 
 @lipschitz_rule(torch.dropout)
 def _torch_dropout(x: Variable, p: float, train: bool) -> Response:
     evaluate_only(train, "dropout")
-    return Response(1.0, EXACT)
+    return UNCHANGED

@@ -18,6 +18,7 @@ from orthogonium.certification.rules.registry import (
     Variable,
     as_double,
     lipschitz_rule,
+    no_dtype,
     number,
 )
 
@@ -145,6 +146,7 @@ def _axes(x: Variable, dim: Any) -> list[int]:
 
 @lipschitz_rule(torch.mean, "mean", fresh=True)
 def _mean(x: Variable, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Response:
+    no_dtype(dtype)
     count = x.length(*_axes(x, dim))
     norm = math.nextafter(1 / math.sqrt(count), 1) if count > 1 else 1.0
     return Response(norm, Rounding(count + 2, norm))
@@ -152,6 +154,7 @@ def _mean(x: Variable, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
 
 @lipschitz_rule(torch.sum, "sum", fresh=True)
 def _total(x: Variable, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Response:
+    no_dtype(dtype)
     count = x.length(*_axes(x, dim))
     norm = sqrt_up(count)
     return Response(norm, Rounding(count + 1, norm))
@@ -189,6 +192,7 @@ def _max(x: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -
 def _norm(x: Variable, *args: Any, **kwargs: Any) -> Response:
     names = ("ord", "dim", "keepdim")
     given = dict(zip(names, args, strict=False)) | kwargs
+    no_dtype(given.get("dtype"))
     order = given.get("ord", given.get("p", 2))
     if order not in (2, 2.0):
         raise Refused(f"is the norm of order {order!r}; the one of order 2 is known")

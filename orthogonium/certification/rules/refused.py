@@ -50,7 +50,14 @@ _REASONS: dict[str, tuple[Any, ...]] = {
         *(nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag),
     ),
     "multiplies two inputs, whose product is not Lipschitz. Use a linear layer on their concatenation": (
-        *(nn.Bilinear, F.bilinear, torch.bmm, "bmm", torch.einsum, torch.baddbmm),
+        *(nn.Bilinear, F.bilinear),
+    ),
+    "multiplies its operands: two that depend on the input are not Lipschitz. Write a product with a constant as "
+    "x @ matrix, or with torch.nn.functional.linear": (
+        *(torch.bmm, "bmm", torch.baddbmm, torch.addmm, torch.einsum, torch.tensordot),
+    ),
+    "only distributes the model that it holds. Pass model.module": (
+        *(nn.DataParallel, nn.parallel.DistributedDataParallel),
     ),
 }  # fmt: skip
 

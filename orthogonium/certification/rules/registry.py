@@ -61,6 +61,9 @@ class Response:
     matrix: Tensor | None = None
 
 
+UNCHANGED = Response(1.0, EXACT)  # of what returns its input: this object, so that others cannot be taken for it
+
+
 @dataclass(frozen=True)
 class Variable:
     """Stands for a tensor that depends on the network's input.
@@ -195,6 +198,33 @@ def evaluate_only(training: Any, what: str) -> None:
     """Refuse a functional call with ``training=True``."""
     if training is not False:
         raise Refused(f"calls {what} with training={training}, in an evaluation. Use training=self.training")
+
+
+def no_dtype(dtype: Any) -> None:
+    """Refuse a computation in another precision."""
+    if dtype is not None:
+        raise Refused(f"changes the precision to {dtype}. Leave dtype out")
+
+
+def limited(least: Any, most: Any) -> Rounding:
+    """Of ``min(max(x, least), most)`` with limits that are rounded themselves, to float32.
+
+    A limit that lies between zero and x is off by a rounding of x, any other by one of its own.
+    """
+    low, high = (None if limit is None else number(limit, "limit") for limit in (least, most))
+    if all(limit is None or _in_float32(limit) for limit in (low, high)):
+        return EXACT
+    return Rounding(1, 1.0, max(0.0, low or 0.0, -(high or 0.0)))
+
+
+def filled(value: Any) -> Rounding:
+    """Of entries that are set to ``value``, which float32 may have to round."""
+    filling = number(value, "value")
+    return EXACT if _in_float32(filling) else Rounding(1, 0.0, abs(filling))
+
+
+def _in_float32(value: float) -> bool:
+    return float(torch.tensor(value, dtype=torch.float64).float()) == value
 
 
 def as_double(tensor: Tensor) -> Tensor:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.certification.rounding import sqrt_up
-from orthogonium.certification.rules.registry import EXACT, Refused, Response, Unknown, Variable, lipschitz_rule
+from orthogonium.certification.rules.registry import (
+    EXACT,
+    Refused,
+    Response,
+    Unknown,
+    Variable,
+    filled,
+    lipschitz_rule,
+)
 
 _SAME = Response(1.0, EXACT)
 _PAIRS = ("sort", "max", "min", "topk")
@@ -97,7 +105,7 @@ def _slice(x: Variable, dim: int, *args: Any, **kwargs: Any) -> Response:
 
 @lipschitz_rule(operator.getitem)
 def _getitem(x: Any, index: Any) -> Response:
-    if isinstance(x, Variable) and x.origin in _PAIRS and index != 0:
+    if isinstance(x, Variable) and x.origin in _PAIRS and index not in (0, -2):
         raise Refused(f"takes the indices of {x.origin}, which jump. Take the values")
     for part in index if isinstance(index, tuple) else (index,):
         if isinstance(part, bool) or not (part is None or part is Ellipsis or isinstance(part, int | slice | Unknown)):
@@ -114,9 +122,15 @@ def _attribute(x: Variable, name: str) -> Response:
     raise Refused(f"reads the attribute {name!r}, whose dependence on the input is not known")
 
 
+def _check_list(tensors: Any) -> None:
+    if isinstance(tensors, Variable):
+        raise Refused("joins the parts of a split without taking them apart. Use a, b = x.split(…) and [a, b]")
+
+
 @lipschitz_rule(torch.cat, torch.concat, torch.concatenate, fresh=True)
 def _cat(tensors: Any, dim: int = 0, **kwargs: Any) -> Response:
     dim = kwargs.get("axis", dim)
+    _check_list(tensors)
     parts = [t for t in tensors if isinstance(t, Variable)]
     parts[0].axis(dim)
     return Response((1.0,) * len(parts), EXACT, stacked=True)
@@ -124,13 +138,14 @@ def _cat(tensors: Any, dim: int = 0, **kwargs: Any) -> Response:
 
 @lipschitz_rule(torch.stack, fresh=True)
 def _stack(tensors: Any, dim: int = 0) -> Response:
+    _check_list(tensors)
     parts = [t for t in tensors if isinstance(t, Variable)]
     if dim == 0 or (parts[0].shape is not None and dim == -len(parts[0].shape) - 1):
         raise Refused("has dim=0, before the batch. Use another dim")
     return Response((1.0,) * len(parts), EXACT, stacked=True)
 
 
-@lipschitz_rule("to", "float", "double", "half", "bfloat16", "cpu", "cuda")
+@lipschitz_rule("to", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda")
 def _cast(x: Variable, *args: Any, **kwargs: Any) -> Response:
     """No rounding is known after a change of type; whole numbers jump."""
     given = (*args, *kwargs.values())
@@ -141,9 +156,19 @@ def _cast(x: Variable, *args: Any, **kwargs: Any) -> Response:
     return _SAME if moves else Response(1.0)
 
 
-@lipschitz_rule(torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", fresh=True)
+@lipschitz_rule(torch.zeros_like, torch.ones_like, "new_zeros", "new_ones", fresh=True)
 def _constant(x: Variable, *args: Any, **kwargs: Any) -> Response:
     return Response(0.0, EXACT)
+
+
+@lipschitz_rule(torch.full_like, fresh=True)
+def _full(x: Variable, fill_value: Any, **kwargs: Any) -> Response:
+    return Response(0.0, filled(fill_value))
+
+
+@lipschitz_rule("new_full", fresh=True)
+def _new_full(x: Variable, size: Any, fill_value: Any, **kwargs: Any) -> Response:
+    return Response(0.0, filled(fill_value))
 
 
 @lipschitz_rule(nn.Unfold)

@@ -1,0 +1,154 @@
+"""Models that change what they compute with while they compute: the bound is of what they do, or they are refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import orthogonium as og
+from orthogonium.certification import lipschitz_bound, plain_network
+from tests.certification.test_network_bound import scaled_identity, written
+
+
+def shrinking(model, x):
+    step = torch.ones(())
+    for _ in range(3):
+        x = x * step
+        step *= 0.1
+    return x
+
+
+def test_a_constant_that_changes_counts_as_it_was_at_each_use():
+    model, x = written(shrinking), torch.randn(5, 4)
+    assert lipschitz_bound(model).bound == pytest.approx(1e-3, rel=1e-6)
+    torch.testing.assert_close(plain_network(model)(x.double()).float(), model(x))
+
+
+def test_a_constant_is_held_once():
+    model = written(lambda m, x: (x * m.b + 1) * m.b, b=nn.Parameter(torch.randn(4)))
+    assert len(dict(plain_network(model).named_buffers())) == 1
+
+
+def with_weights_changed_between(model, x):
+    y = model.a(x)
+    model.a.weight.data.mul_(0.5)
+    return model.a(y)
+
+
+def with_weights_changed_after(model, x):
+    y = model.a(x)
+    model.a.weight.data.mul_(0.5)
+    return y
+
+
+def through_data(model, x):
+    y = model.a(x)
+    z = y.data
+    z *= 100
+    return y
+
+
+def through_transpose(model, x):
+    y = model.a(x).view(-1, 2, 2)
+    z = y.mT
+    z *= 100
+    return y
+
+
+def assigned_data(model, x):
+    y = model.a(x)
+    y.data = 100 * y
+    return y
+
+
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight + torch.randn_like(weight)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (with_weights_changed_between, "changes weight of a while it computes"),
+        (with_weights_changed_after, "changes weight of a while it computes"),
+        (through_data, "works in place on a tensor that is read again"),
+        (through_transpose, "works in place on a tensor that is read again"),
+        (assigned_data, r"assigns to \.data"),
+        (lambda m, x: torch.func.functional_call(m.a, {"weight": 9 * m.a.weight}, (x,)), "changes weight of a"),
+        (lambda m, x: x * torch.rand(1), "draws random numbers"),
+        (lambda m, x: m.noisy(x), "draws random numbers"),
+        (lambda m, x: nn.functional.softplus(x, threshold=0), r"jumps by 0\.693 at its threshold=0"),
+        (lambda m, x: torch.einsum("nc,dc->nd", x, m.a.weight), "as x @ matrix"),
+        (lambda m, x: torch.cat(x.split(2, 1), 1), "without taking them apart"),
+        (lambda m, x: x.view(-1, 2, 2).sum(2, dtype=torch.int64), r"changes the precision to torch\.int64"),
+        (lambda m, x: x.view(-1, 2, 2).mean(2, dtype=torch.float16), r"changes the precision to torch\.float16"),
+        (lambda m, x: torch.norm(x, dim=1, dtype=torch.float16), r"changes the precision to torch\.float16"),
+        (lambda m, x: nn.functional.pad(x[:, None, :2], (2, -2), mode="circular"), "leaves.*Crop first"),
+        (lambda m, x: nn.functional.normalize(x), "unbounded slope"),
+        (lambda m, x: x + torch.ones(3), "must match the size"),
+    ],
+)
+def test_what_would_be_missed_is_refused(function, message):
+    model = written(function, a=scaled_identity(4, 1.0), noisy=scaled_identity(4, 1.0))
+    nn.utils.parametrize.register_parametrization(model.noisy, "weight", Noise().eval())
+    model.eval()
+    with pytest.raises((TypeError, ValueError), match=message):
+        lipschitz_bound(model, (4,))
+
+
+@pytest.mark.parametrize("shape", [(4,), None])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x[:, torch.arange(x.shape[1]) // 4],
+        lambda m, x: x[:, torch.zeros(4, dtype=torch.long, device=x.device)],
+        lambda m, x: x[:, torch.arange(4) // x.shape[1]],
+    ],
+)
+def test_an_index_made_from_sizes_may_repeat_entries(function, shape):
+    with pytest.raises(TypeError, match="computes a tensor from sizes"):
+        lipschitz_bound(written(function), shape)
+
+
+def unpacked(model, x):
+    values, _ = x.view(-1, 2, 2).max(dim=2)
+    return values
+
+
+def sorted_values(model, x):
+    values, _ = torch.sort(x, dim=1)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (unpacked, 1),
+        (sorted_values, 1),
+        (lambda m, x: x.topk(2, dim=1)[-2], 1),
+        (lambda m, x: torch.max(input=x.view(-1, 2, 2), dim=2).values, 1),
+        (lambda m, x: m.a(input=x.type_as(m.a.weight)), 1),
+        (lambda m, x: torch.maximum(x[:, :2], x[:, 2:])[:, 1:], 2**0.5),
+        (lambda m, x: torch.max(x[:, :2], x[:, 2:])[:, 1:], 2**0.5),
+    ],
+)
+def test_values_of_pairs_and_arguments_by_name(function, expected):
+    model = written(function, a=scaled_identity(4, 1.0))
+    assert lipschitz_bound(model, (4,)).bound == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((lambda x: x, (4,)), r"torch\.nn\.Module, got function"),
+        ((nn.LazyLinear(3).eval(), (4,)), "weight is not initialised yet"),
+        ((nn.Linear(4, 3, device="meta").eval(), (4,)), "meta device, without values"),
+        ((torch.compile(nn.Linear(4, 3).eval()), (4,)), "the model that torch.compile was given"),
+        ((nn.DataParallel(nn.Linear(4, 3)).eval(), (4,)), r"Pass model\.module"),
+        ((nn.Linear(4, 3).eval(), 4), r"sizes of one input, such as \(3, 32, 32\), got 4"),
+        ((nn.Linear(4, 3).eval(), (4.0,)), r"got \(4\.0,\)"),
+        ((nn.Linear(4, 3).eval(), (-4,)), r"at least 0, got \(-4,\)"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        og.lipschitz_bound(*arguments)
