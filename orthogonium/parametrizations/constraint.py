@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from orthogonium._version import __version__
 from orthogonium.linalg import NonFiniteError
 from orthogonium.linalg._precision import differentiates_forward
 from orthogonium.parametrizations._evaluation import Evaluation
+from orthogonium.parametrizations._unseen_changes import HookBuffers, watch_optimizers
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 from orthogonium.parametrizations.closed_form import closed_form
 from orthogonium.parametrizations.normalizers import BatchedIdentity
@@ -33,8 +34,8 @@ class Constraint(nn.Module):
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
     - Compiled evaluation without gradients looks the remembered weight up at run time, and copies it.
-    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at
-      each reading.
+    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms, for tensor subclasses and
+      where a hook has parameters of its own, at each reading.
 
     A normaliser in front of a scale-invariant orthogonaliser changes neither weight nor gradient, and is not run.
 
@@ -52,7 +53,9 @@ class Constraint(nn.Module):
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
         self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
+        self._buffers_then = HookBuffers(())
         self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
+        self._learns = _has_parameters(orthogonalizer) or (self._normalizes and _has_parameters(normalizer))
         self._enrol()
 
     def _enrol(self) -> None:
@@ -71,6 +74,8 @@ class Constraint(nn.Module):
 
     def forward(self, *originals: Tensor) -> Tensor:
         try:
+            if self._learns:
+                return self.compute(*originals)
             if any(_must_recompute(original) for original in originals):
                 if not self.training and _compiles_without_gradient(originals):
                     return _remembered(list(originals), self._number, list(self._weight_shape(originals[0])))
@@ -91,7 +96,8 @@ class Constraint(nn.Module):
     def _current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
         if self._evaluation is not None:
             evaluation, position = self._evaluation
-            if evaluation.is_current(position, originals, alias) and self._may_reuse(evaluation, position):
+            current = evaluation.is_current(position, originals, alias) and self._buffers_then.are_current()
+            if current and self._may_reuse(evaluation, position):
                 return self._evaluation
         if self._group is None or not self._group.evaluate(self, originals):
             normalizer = self.normalizer if self._normalizes else None
@@ -102,9 +108,15 @@ class Constraint(nn.Module):
 
             keep_graph = self.training and torch.is_grad_enabled()
             direct = None if normalizer is not None else closed_form(orthogonalizer)
-            self._evaluation = Evaluation(compute, [originals], keep_graph, direct), 0
+            self.remember(Evaluation(compute, [originals], keep_graph, direct), 0)
         assert self._evaluation is not None
         return self._evaluation
+
+    def remember(self, evaluation: Evaluation, position: int) -> None:
+        """Take the weight at ``position`` of ``evaluation``, which has just been made."""
+        self._evaluation = evaluation, position
+        normalizes = self._normalizes and not self.training  # in training, reading moves its state
+        self._buffers_then = HookBuffers((self.orthogonalizer, *((self.normalizer,) if normalizes else ())))
 
     def _may_reuse(self, evaluation: Evaluation, position: int) -> bool:
         if not self.training:
@@ -123,8 +135,8 @@ class Constraint(nn.Module):
             try:
                 free = _inverse(self.orthogonalizer, weight)
                 if isinstance(free, tuple):
-                    return (_inverse(self.normalizer, free[0]), *free[1:])
-                return _inverse(self.normalizer, free)
+                    return (_apart(_inverse(self.normalizer, free[0]), weight), *free[1:])
+                return _apart(_inverse(self.normalizer, free), weight)
             except NonFiniteError as error:
                 raise self._named(error) from None
 
@@ -133,8 +145,7 @@ class Constraint(nn.Module):
         self.forget()
         with torch.no_grad():
             hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
-            free: Tensor = _inverse(self.normalizer, _inverse(hook, matrix))
-            return free
+            return _apart(_inverse(self.normalizer, _inverse(hook, matrix)), matrix)
 
     def forget(self) -> None:
         """Compute anew at the next reading, for whoever has written where nobody could notice."""
@@ -160,7 +171,7 @@ class Constraint(nn.Module):
         """Nothing to restore; a checkpoint of another method has been translated before."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_evaluation": None, "_group": None}
+        return self.__dict__ | {"_evaluation": None, "_buffers_then": HookBuffers(()), "_group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -171,6 +182,15 @@ def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, originals
     first = originals[0] if normalizer is None else normalizer(originals[0])
     weight: Tensor = orthogonalizer(first, *originals[1:])
     return weight
+
+
+def _has_parameters(hook: nn.Module) -> bool:
+    return next(hook.parameters(), None) is not None
+
+
+def _apart(free: Tensor, weight: Tensor) -> Tensor:
+    """``free`` in memory of its own: torch makes the free tensor share what it is given."""
+    return free.clone() if free.untyped_storage()._cdata == weight.untyped_storage()._cdata else free
 
 
 def _inverse(hook: nn.Module, weight: Tensor) -> Any:
@@ -207,6 +227,14 @@ def _remembered_weight(originals: list[Tensor], number: int, shape: list[int]) -
     evaluation, position = _enrolled[number]._current(originals, alias=True)
     return evaluation.value(position).clone(memory_format=torch.contiguous_format)  # as the fake one says
 
+
+def _remembered_free_tensors() -> Iterator[Tensor]:
+    for constraint in list(_enrolled.values()):
+        if constraint._evaluation is not None:
+            yield from constraint._evaluation[0].originals
+
+
+watch_optimizers(_remembered_free_tensors)
 
 # Declared by hand: the wrapper of `torch.library.custom_op` costs as much again.
 _NAMESPACE = f"orthogonium_{__version__.replace('.', '_')}"

@@ -48,7 +48,7 @@ class _Group:
         keep_graph = asking.training and torch.is_grad_enabled()
         evaluation = Evaluation(compute, [[free] for _, free in members], keep_graph)
         for position, (constraint, _) in enumerate(members):
-            constraint._evaluation = evaluation, position
+            constraint.remember(evaluation, position)
         return True
 
 
