@@ -47,7 +47,8 @@ class ConvexResidual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         direct = features if self.shortcut is None else self.shortcut(features)
-        return torch.lerp(direct, self.branch(features), torch.sigmoid(self.logit).to(features.dtype))
+        branch = self.branch(features).to(direct.dtype)  # autocast may have rounded one of them
+        return torch.lerp(direct, branch, torch.sigmoid(self.logit).to(direct.dtype))
 
 
 class _SLL(nn.Module):

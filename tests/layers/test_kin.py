@@ -175,3 +175,10 @@ def test_arguments_are_checked():
         og.SLLConv2d(3, padding_mode="reflect")
     with pytest.raises(ValueError, match="kernel_size must be at least 1"):
         og.ScaledAvgPool2d(0)
+
+
+def test_convex_residual_under_autocast():
+    block = og.layers.ConvexResidual(og.OrthoLinear(4, 4))
+    with torch.autocast("cpu", torch.bfloat16):  # the branch is rounded, the shortcut is not
+        block(torch.randn(2, 4)).float().sum().backward()
+    assert block.logit.grad is not None
