@@ -43,6 +43,8 @@ class Translation:
                 self._complete(state, f"{inside}0.", constraint)
                 return
             value = state.pop(plain)
+            if assign:
+                constraint.to(value.dtype)
             found = constraint.right_inverse(value if assign else value.to(first))
             for name, tensor in zip(free, found if isinstance(found, tuple) else (found,), strict=True):
                 state[f"{inside}{name}"] = tensor
@@ -59,6 +61,8 @@ class Translation:
                 source.load_state_dict({"base": base})
             with torch.no_grad():
                 matrix = source(state[matrix_key])
+            if assign:
+                constraint.to(matrix.dtype)
             state[matrix_key] = constraint.matrix_right_inverse(matrix if assign else matrix.to(first))
         else:
             return

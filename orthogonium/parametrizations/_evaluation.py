@@ -31,23 +31,22 @@ class _Pullback:
         self, compute: Compute, originals: Sequence[Tensor], spans: Sequence[range], direct: ComputeWithReverse | None
     ) -> None:
         self.compute, self.originals, self.spans, self.direct = compute, list(originals), list(spans), direct
+        self.memory = [t.detach() for t in self.originals]  # held, so that no other tensor takes its address
         self.versions = [t._version for t in self.originals]
         self.reverse: Reverse | None = None
         self.flags: list[bool] = []  # which of them the reverse gives gradients for
         self.used = False
 
-    def build(self) -> list[Tensor]:
+    def build(self) -> tuple[list[Tensor], Reverse]:
         """The weights, and the reverse for one backward pass."""
+        self.flags = [t.requires_grad for t in self.originals]
         if self.direct is not None:
             with torch.no_grad():
-                values, self.reverse = self.direct(self.originals)
-            return values
-        self.flags = [t.requires_grad for t in self.originals]
-        leaves = [t.detach().requires_grad_(flag) for t, flag in zip(self.originals, self.flags, strict=True)]
+                return self.direct(self.memory)
+        leaves = [t.detach().requires_grad_(flag) for t, flag in zip(self.memory, self.flags, strict=True)]
         with torch.enable_grad(), _unhooked():
             values = self.compute(leaves)
-        self.reverse = lambda grads: self._selected(leaves, values, grads, create_graph=False)
-        return values
+        return values, lambda grads: self._selected(leaves, values, grads, create_graph=False)
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         self.used = True
@@ -58,10 +57,9 @@ class _Pullback:
             )
         if self.direct is not None and any(g is not None and is_vectorized(g) for g in grads):
             return self._through(self.originals, grads, create_graph=False)
-        if self.reverse is None or (self.direct is None and self.flags != [t.requires_grad for t in self.originals]):
-            self.build()
-        assert self.reverse is not None
         reverse, self.reverse = self.reverse, None
+        if reverse is None or (self.direct is None and self.flags != [t.requires_grad for t in self.originals]):
+            _, reverse = self.build()
         return reverse(grads)
 
     def differentiable_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -146,7 +144,6 @@ class Evaluation:
         ends = list(accumulate(len(group) for group in originals))
         spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
         self._pullback = _Pullback(compute, flat, spans, direct)
-        self._memory = [t.detach() for t in flat]  # held, so that no other tensor takes its address
         self._strides = [t.stride() for t in flat]
         self._copies = [t.detach().clone() if _is_shared(t) else None for t in flat]
         self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
@@ -154,7 +151,8 @@ class Evaluation:
         self._unread = set(range(len(originals)))
         with torch.inference_mode(False):
             if keep_graph and any(t.requires_grad for t in flat):
-                self._values = [value.detach() for value in self._pullback.build()]
+                values, self._pullback.reverse = self._pullback.build()
+                self._values = [value.detach() for value in values]
             else:
                 with torch.no_grad():
                     self._values = [value.detach() for value in compute(flat)]
@@ -178,7 +176,7 @@ class Evaluation:
             same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
             if not same or kept.versions[j] != original._version:
                 return False
-            if self._memory[j].data_ptr() != original.data_ptr() or self._strides[j] != original.stride():
+            if kept.memory[j].data_ptr() != original.data_ptr() or self._strides[j] != original.stride():
                 return False
             copied = self._copies[j]
             if copied is not None and not torch.equal(copied, original):

@@ -94,23 +94,27 @@ class Constraint(nn.Module):
         return tuple(original.shape) if plan is None else tuple(plan.weight_shape)
 
     def _current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
-        if self._evaluation is not None:
-            evaluation, position = self._evaluation
+        known = self._evaluation  # read once: another thread may forget it
+        if known is not None:
+            evaluation, position = known
             current = evaluation.is_current(position, originals, alias) and self._buffers_then.are_current()
             if current and self._may_reuse(evaluation, position):
-                return self._evaluation
-        if self._group is None or not self._group.evaluate(self, originals):
-            normalizer = self.normalizer if self._normalizes else None
-            orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
+                return known
+        if self._group is not None and self._group.evaluate(self, originals):
+            known = self._evaluation
+            if known is not None:
+                return known
+        normalizer = self.normalizer if self._normalizes else None
+        orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
-            def compute(free: list[Tensor]) -> list[Tensor]:
-                return [_pipeline(normalizer, orthogonalizer, free)]
+        def compute(free: list[Tensor]) -> list[Tensor]:
+            return [_pipeline(normalizer, orthogonalizer, free)]
 
-            keep_graph = self.training and torch.is_grad_enabled()
-            direct = None if normalizer is not None else closed_form(orthogonalizer)
-            self.remember(Evaluation(compute, [originals], keep_graph, direct), 0)
-        assert self._evaluation is not None
-        return self._evaluation
+        keep_graph = self.training and torch.is_grad_enabled()
+        direct = None if normalizer is not None else closed_form(orthogonalizer)
+        made = Evaluation(compute, [originals], keep_graph, direct)
+        self.remember(made, 0)
+        return made, 0
 
     def remember(self, evaluation: Evaluation, position: int) -> None:
         """Take the weight at ``position`` of ``evaluation``, which has just been made."""
@@ -130,6 +134,9 @@ class Constraint(nn.Module):
         return self._normalizes and next(self.normalizer.buffers(), None) is not None
 
     def right_inverse(self, weight: Tensor) -> Any:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{self.label} must be a tensor, got {weight!r}")
+        self._check_dtype_of_base(weight)
         self.forget()
         with torch.no_grad():
             try:
@@ -139,6 +146,15 @@ class Constraint(nn.Module):
                 return _apart(_inverse(self.normalizer, free), weight)
             except NonFiniteError as error:
                 raise self._named(error) from None
+
+    def _check_dtype_of_base(self, weight: Tensor) -> None:
+        """Torch refuses another dtype after this hook has been called, and so after the base has moved."""
+        hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
+        base = getattr(hook, "base", None)
+        if isinstance(base, Tensor) and base.dtype != weight.dtype and weight.is_floating_point():
+            raise ValueError(
+                f"{self.label} must be {base.dtype}, got {weight.dtype}. Convert it with weight.to({base.dtype})."
+            )
 
     def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
         """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
@@ -230,8 +246,9 @@ def _remembered_weight(originals: list[Tensor], number: int, shape: list[int]) -
 
 def _remembered_free_tensors() -> Iterator[Tensor]:
     for constraint in list(_enrolled.values()):
-        if constraint._evaluation is not None:
-            yield from constraint._evaluation[0].originals
+        known = constraint._evaluation
+        if known is not None:
+            yield from known[0].originals
 
 
 watch_optimizers(_remembered_free_tensors)

@@ -150,3 +150,31 @@ def test_thawing_one_of_several_fused_layers():
         model[0].requires_grad_(True)
         (model(X) * X).sum().backward()
         assert free_of(model[0]).grad.abs().max() > 1e-3
+
+
+def test_other_memory_between_forward_and_backward():
+    """The gradient is that of the forward pass, as of an ordinary layer, which has saved what it used."""
+    found = []
+    for replaced in (False, True):
+        layer = square().eval()
+        loss = (layer(X) * X).sum()
+        if replaced:
+            free_of(layer).data = gaussian((4, 4), dtype=torch.float32, seed=1)
+        loss.backward()
+        found.append(free_of(layer).grad)
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_threads_that_read_while_another_switches_modes(monkeypatch):
+    """What is remembered may be forgotten between two looks at it."""
+    layer = square().eval()
+    constraint, expected = layer.parametrizations.weight[0], layer.weight.detach().clone()
+    may_reuse = type(constraint)._may_reuse
+
+    def interrupted(self, evaluation, position):
+        self.forget()
+        return may_reuse(self, evaluation, position)
+
+    monkeypatch.setattr(type(constraint), "_may_reuse", interrupted)
+    assert torch.equal(layer.weight, expected)
+    assert torch.equal(layer.weight, expected)
