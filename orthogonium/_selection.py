@@ -42,5 +42,6 @@ def included(include: Selection | None, exclude: Selection | None, *, by_owner: 
 
 def reusable(selection: Selection | None) -> Selection | None:
     """The same, which can be read more than once."""
-    once = isinstance(selection, Iterable) and not callable(selection) and not isinstance(selection, str)
-    return list(selection) if once else selection
+    if selection is None or callable(selection) or isinstance(selection, str) or not isinstance(selection, Iterable):
+        return selection
+    return list(selection)
