@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from orthogonium._version import __version__
 from orthogonium.linalg import NonFiniteError
-from orthogonium.linalg._precision import differentiates_forward
+from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite
 from orthogonium.parametrizations._evaluation import Evaluation
 from orthogonium.parametrizations._unseen_changes import HookBuffers, watch_optimizers
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 from orthogonium.parametrizations.closed_form import closed_form
 from orthogonium.parametrizations.normalizers import BatchedIdentity
+from orthogonium.parametrizations.orthogonalizers import Orthogonalization
 
 # where torch cannot tell, every traced program might be an exported one
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
@@ -110,6 +111,10 @@ class Constraint(nn.Module):
         def compute(free: list[Tensor]) -> list[Tensor]:
             return [_pipeline(normalizer, orthogonalizer, free)]
 
+        if not isinstance(getattr(orthogonalizer, "matrix_hook", orthogonalizer), Orthogonalization):
+            for original in originals:  # the hooks that are excepted look themselves
+                if original.device.type == "cpu":
+                    raise_if_not_finite("weight", original)
         keep_graph = self.training and torch.is_grad_enabled()
         direct = None if normalizer is not None else closed_form(orthogonalizer)
         made = Evaluation(compute, [originals], keep_graph, direct)
