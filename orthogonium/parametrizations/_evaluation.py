@@ -144,7 +144,7 @@ class Evaluation:
         ends = list(accumulate(len(group) for group in originals))
         spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
         self._pullback = _Pullback(compute, flat, spans, direct)
-        self._strides = [t.stride() for t in flat]
+        self._places = [(t.data_ptr(), t.stride()) for t in flat]
         self._copies = [t.detach().clone() if _is_shared(t) else None for t in flat]
         self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
         self._shared: tuple[Tensor, ...] | None = None
@@ -176,7 +176,7 @@ class Evaluation:
             same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
             if not same or kept.versions[j] != original._version:
                 return False
-            if kept.memory[j].data_ptr() != original.data_ptr() or self._strides[j] != original.stride():
+            if self._places[j] != (original.data_ptr(), original.stride()):
                 return False
             copied = self._copies[j]
             if copied is not None and not torch.equal(copied, original):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _OWN_PACKAGE = __name__.partition(".")[0]
 
@@ -30,8 +31,13 @@ def _version(tensor: Tensor | None) -> int:
 def count_steps(free_tensors: Iterator[Tensor], optimizer: Optimizer) -> None:
     """Count a step of an optimiser that might not do so itself as a change of those free tensors that it moves.
 
-    Torch's fused kernels write without counting, and so may other optimisers.
+    Torch's fused kernels write without counting, and so may other optimisers. Where parameters are sharded, as by
+    ``fully_shard``, the tensors that weights are made from are filled from them later, uncounted: all have changed.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(type(p) is not nn.Parameter and is_traceable_wrapper_subclass(p) for p in parameters):
+        increment_version(list(free_tensors))
+        return
     foreign = type(optimizer).__module__.partition(".")[0] not in ("torch", _OWN_PACKAGE)
     groups = [group for group in optimizer.param_groups if foreign or group.get("fused")]
     if groups:

@@ -114,7 +114,7 @@ class Constraint(nn.Module):
         if not isinstance(getattr(orthogonalizer, "matrix_hook", orthogonalizer), Orthogonalization):
             for original in originals:  # the hooks that are excepted look themselves
                 if original.device.type == "cpu":
-                    raise_if_not_finite("weight", original)
+                    raise_if_not_finite("weight", original.detach())
         keep_graph = self.training and torch.is_grad_enabled()
         direct = None if normalizer is not None else closed_form(orthogonalizer)
         made = Evaluation(compute, [originals], keep_graph, direct)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import orthogonium as og
 from orthogonium.layers import OrthoConv2d, OrthoLinear
@@ -178,3 +180,27 @@ def test_threads_that_read_while_another_switches_modes(monkeypatch):
     monkeypatch.setattr(type(constraint), "_may_reuse", interrupted)
     assert torch.equal(layer.weight, expected)
     assert torch.equal(layer.weight, expected)
+
+
+def test_sharded_parameters():
+    """``fully_shard`` fills one and the same tensor again, in the same memory, and keeps its version."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = fully_shard(nn.Sequential(square()).eval(), mesh=mesh)
+        optimizer, fresh = torch.optim.SGD(model.parameters(), lr=1.0), nn.Sequential(OrthoLinear(4, 4))
+        for _ in range(5):
+            model(X).mul(X).sum().backward()
+            optimizer.step()
+            state = {name: getattr(t, "to_local", t.clone)() for name, t in model.state_dict().items()}
+            fresh.load_state_dict(state)
+            with torch.no_grad():
+                torch.testing.assert_close(model(X), fresh(X))
+        layer = square().eval()
+        layer(X)  # whose free tensor is filled in place, as an unsharded one may be when its memory comes back
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(free_of(layer)):
+            free_of(layer).add_(gaussian((4, 4), dtype=torch.float32, seed=1))
+        optimizer.step()
+        assert_fresh(layer)
+    finally:
+        distributed.destroy_process_group()
