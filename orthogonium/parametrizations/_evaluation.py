@@ -145,7 +145,8 @@ class Evaluation:
         spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
         self._pullback = _Pullback(compute, flat, spans, direct)
         self._places = [(t.data_ptr(), t.stride()) for t in flat]
-        self._copies = [t.detach().clone() if _is_shared(t) else None for t in flat]
+        # in training, a weight is kept for one pass alone
+        self._copies = [None if keep_graph or not _is_shared(t) else t.detach().clone() for t in flat]
         self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))

@@ -12,16 +12,23 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 _OWN_PACKAGE = __name__.partition(".")[0]
 
 
+Seen = list[tuple[dict[str, Tensor | None], str, Tensor | None, int]]
+
+
 class HookBuffers:
-    """The buffers of some hooks as they are now."""
+    """The buffers of some hooks, in any state: those that they have now, and those that they will be given."""
 
     def __init__(self, hooks: Iterable[nn.Module]) -> None:
-        holders = (module._buffers for hook in hooks for module in hook.modules() if module._buffers)
-        self._seen = [(held, name, tensor, _version(tensor)) for held in holders for name, tensor in held.items()]
+        self._holders = [module._buffers for hook in hooks for module in hook.modules()]
 
-    def are_current(self) -> bool:
-        """Whether they are the same tensors, and none has been written to."""
-        return all(held.get(name) is tensor and _version(tensor) == seen for held, name, tensor, seen in self._seen)
+    def now(self) -> Seen:
+        """What :func:`are_current` compares with."""
+        return [(held, name, t, _version(t)) for held in self._holders for name, t in held.items()]
+
+
+def are_current(buffers: Seen) -> bool:
+    """Whether they are the same tensors, and none has been written to since."""
+    return all(held.get(name) is tensor and _version(tensor) == seen for held, name, tensor, seen in buffers)
 
 
 def _version(tensor: Tensor | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from orthogonium.linalg import NonFiniteError
 from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite
 from orthogonium.parametrizations._evaluation import Evaluation
-from orthogonium.parametrizations._unseen_changes import HookBuffers, watch_optimizers
+from orthogonium.parametrizations._unseen_changes import HookBuffers, Seen, are_current, watch_optimizers
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 from orthogonium.parametrizations.closed_form import closed_form
 from orthogonium.parametrizations.compiled_evaluation import enrol, enrolled, remembered_weight, wants_values_alone
 from orthogonium.parametrizations.normalizers import BatchedIdentity
 from orthogonium.parametrizations.orthogonalizers import Orthogonalization
+
+
+class _Traits(NamedTuple):
+    """What every evaluation asks of the hooks."""
+
+    buffers: HookBuffers
+    refuses_nan: bool
 
 
 class Constraint(nn.Module):
@@ -46,8 +53,9 @@ class Constraint(nn.Module):
     def __init__(self, normalizer: nn.Module, orthogonalizer: nn.Module, label: str = "weight") -> None:
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
-        self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
-        self._buffers_then = HookBuffers(())
+        # an evaluation, the position of this weight in it, and the buffers of the hooks then
+        self._evaluation: tuple[Evaluation, int, Seen] | None = None
+        self._traits: _Traits | None = None  # of the hooks, as long as nothing is forgotten
         self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
         self._learns = _has_parameters(orthogonalizer) or (self._normalizes and _has_parameters(normalizer))
         self._enrol()
@@ -94,22 +102,22 @@ class Constraint(nn.Module):
         """The evaluation that holds this weight, and where in it; anew if what is remembered does not hold any more."""
         known = self._evaluation  # read once: another thread may forget it
         if known is not None:
-            evaluation, position = known
-            current = evaluation.is_current(position, originals, alias) and self._buffers_then.are_current()
+            evaluation, position, buffers = known
+            current = evaluation.is_current(position, originals, alias) and are_current(buffers)
             if current and self._may_reuse(evaluation, position):
-                return known
+                return evaluation, position
         if self._group is not None and self._group.evaluate(self, originals):
             known = self._evaluation
             if known is not None:
-                return known
+                return known[:2]
         normalizer = self.normalizer if self._normalizes else None
         orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
         def compute(free: list[Tensor]) -> list[Tensor]:
             return [_pipeline(normalizer, orthogonalizer, free)]
 
-        if not isinstance(getattr(orthogonalizer, "matrix_hook", orthogonalizer), Orthogonalization):
-            for original in originals:  # the hooks that are excepted look themselves
+        if not self._known_traits().refuses_nan:
+            for original in originals:
                 if original.device.type == "cpu":
                     raise_if_not_finite("weight", original.detach())
         keep_graph = self.training and torch.is_grad_enabled()
@@ -120,9 +128,16 @@ class Constraint(nn.Module):
 
     def remember(self, evaluation: Evaluation, position: int) -> None:
         """Take the weight at ``position`` of ``evaluation``, which has just been made."""
-        self._evaluation = evaluation, position
-        normalizes = self._normalizes and not self.training  # in training, reading moves its state
-        self._buffers_then = HookBuffers((self.orthogonalizer, *((self.normalizer,) if normalizes else ())))
+        self._evaluation = evaluation, position, self._known_traits().buffers.now()
+
+    def _known_traits(self) -> _Traits:
+        traits = self._traits
+        if traits is None:
+            normalizes = self._normalizes and not self.training  # in training, reading moves its state
+            buffers = HookBuffers((self.orthogonalizer, *((self.normalizer,) if normalizes else ())))
+            hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
+            self._traits = traits = _Traits(buffers, isinstance(hook, Orthogonalization))
+        return traits
 
     def _may_reuse(self, evaluation: Evaluation, position: int) -> bool:
         if not self.training:
@@ -167,7 +182,7 @@ class Constraint(nn.Module):
 
     def forget(self) -> None:
         """Compute anew at the next reading, for whoever has written where nobody could notice."""
-        self._evaluation = None
+        self._evaluation = self._traits = None
 
     def train(self, mode: bool = True) -> Constraint:
         self.forget()
@@ -189,7 +204,7 @@ class Constraint(nn.Module):
         """Nothing to restore; a checkpoint of another method has been translated before."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_evaluation": None, "_buffers_then": HookBuffers(()), "_group": None}
+        return self.__dict__ | {"_evaluation": None, "_traits": None, "_group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

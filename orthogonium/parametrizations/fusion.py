@@ -98,7 +98,8 @@ class FusedConstraints:
     def remove(self) -> None:
         """Let every weight be computed on its own again."""
         for constraint in (c for constraints in self._constraints for c in constraints):
-            constraint._group = constraint._evaluation = None
+            constraint._group = None
+            constraint.forget()
         self._groups, self._constraints = [], []
 
     def __enter__(self) -> "FusedConstraints":
