@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from orthogonium.layers._assignment import refuse_parameters
 from orthogonium.layers._compiled_linear import multiply_without_copy
 from orthogonium.layers._direct_reading import read_directly
 from orthogonium.layers._flat_weights import read_weights_at_each_call
@@ -30,6 +31,7 @@ def adapt_class(module: nn.Module) -> None:
         type(module).__deepcopy__ = _deep_copied  # type: ignore[attr-defined]
     if not hasattr(type(module).__bases__[0], "__copy__"):
         type(module).__copy__ = _copied  # type: ignore[attr-defined]
+    refuse_parameters(module)
     read_directly(module)
     multiply_without_copy(module)
     check_sides_in_calls(module)

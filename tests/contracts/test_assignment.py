@@ -105,3 +105,18 @@ def test_a_checkpoint_with_a_broken_base_is_refused(preset):
     state["parametrizations.weight.0.orthogonalizer.base"].fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN or Inf"):
         OrthoLinear(4, 4, ortho_params=PRESETS[preset]).load_state_dict(state)
+
+
+def test_a_parameter_is_refused_and_nothing_changes():
+    layer = OrthoLinear(4, 4)
+    before = layer.weight.detach().clone()
+    with pytest.raises(
+        TypeError, match=r"OrthoLinear\.weight is computed .* Parameter of shape \(4, 4\) .* Assign a tensor"
+    ):
+        layer.weight = torch.nn.Parameter(torch.eye(4))
+    assert torch.equal(layer.weight, before)
+    layer.other = torch.nn.Parameter(torch.eye(4))
+    assert "other" in dict(layer.named_parameters())
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    layer.weight = torch.nn.Parameter(torch.eye(4))
+    assert torch.equal(layer.weight, torch.eye(4))
