@@ -12,6 +12,7 @@ from orthogonium.cli import certify, export, inspect, train
 from orthogonium.cli.errors import CommandError
 from orthogonium.training import CheckpointError, RunFolderError, TrainingDiverged
 
+_MOST_THREADS = 1024
 _EXTRAS = {"matplotlib", "rich", "safetensors", "sklearn", "numpy", "scipy"}
 
 
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    if int(text) > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_THREADS}, got {text}")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.initialization._filling import Draw
 from orthogonium.parametrizations.torch_weights import stacked_blocks
@@ -20,9 +21,13 @@ def initialize_recurrent(module: nn.Module, draw: Draw, recurrent_gain: float, h
     """Fill every matrix of a recurrent layer, each gate's block on its own, and every bias; says what it did.
 
     An orthogonal matrix of all gates stacked leaves each gate a contraction, so that states die. The recurrent block of
-    a plain layer gets ``recurrent_gain``; those of gates gain one. Biases are those of :func:`remember`.
+    a plain layer gets ``recurrent_gain``; those of gates, and constrained ones, gain one. Biases are those of
+    :func:`remember`.
     """
     gates = 1
+    for name, hooks in module.parametrizations.items() if is_parametrized(module) else ():  # type: ignore[operator, union-attr]
+        if all(p.requires_grad for p in hooks.parameters()):
+            gates = max(gates, _fill_constrained(module, name, draw))
     for name, parameter in module.named_parameters(recurse=False):
         if not name.startswith("weight") or not parameter.requires_grad:
             continue
@@ -35,6 +40,17 @@ def initialize_recurrent(module: nn.Module, draw: Draw, recurrent_gain: float, h
     if not is_gated(module):
         return f"per layer, recurrent gain {recurrent_gain:.6g}"
     return f"{gates} gates each on their own, biases that hold the state over {horizon} steps"
+
+
+def _fill_constrained(module: nn.Module, name: str, draw: Draw) -> int:
+    """Assign a fresh draw, from which the constraint takes what it allows; returns the number of blocks."""
+    with torch.no_grad():
+        target = torch.empty_like(getattr(module, name).detach())
+        blocks = stacked_blocks(module, name, target.shape[0])
+        for block in target.chunk(blocks):
+            block.div_(draw.matrix(block, 1.0))  # without growth, which an orthogonal weight cannot have
+        setattr(module, name, target)
+    return blocks
 
 
 def remember(module: nn.Module, horizon: int, draw: Draw, lower_input_gate: bool = True) -> None:

@@ -14,10 +14,9 @@ from orthogonium.initialization._elementwise import NAMED, ActivationLike, as_el
 from orthogonium.initialization._filling import KINDS, Draw
 from orthogonium.initialization.critical import FixedPoint, critical_point, warn_if_unstable
 from orthogonium.initialization.gains import check_depth
-from orthogonium.initialization.mean_field import check_scales
 from orthogonium.initialization.mirrored import odd_slope
 from orthogonium.initialization.recurrent import HORIZON, check_horizon, initialize_recurrent, is_gated, own_activation
-from orthogonium.parametrizations.torch_weights import CONVOLUTIONS, RECURRENT, Convolution
+from orthogonium.parametrizations.torch_weights import CONVOLUTIONS, RECURRENT, Convolution, weight_names
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class _Walk:
                     raise ValueError(f"{name or '(model)'}: {error}") from None
 
     def start(self, name: str, module: nn.Module) -> LayerStart | None:
-        own = dict(module.named_parameters(recurse=False))
+        own = dict(module.named_parameters(recurse=isinstance(module, RECURRENT)))
         kind = type(module).__mro__[1].__name__ if is_parametrized(module) else type(module).__name__
         if is_parametrized(module) and isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             if not is_parametrized(module, "weight"):
@@ -162,7 +161,8 @@ class _Walk:
             return LayerStart(name, kind, "kept: frozen")
         self.seen.update(map(id, own.values()))
         if isinstance(module, RECURRENT):
-            gain = critical_point(as_elementwise(own_activation(module))).sigma_w
+            constrained = any(is_parametrized(module, name) for name in weight_names(module) if "_hh" in name)
+            gain = 1.0 if constrained else critical_point(as_elementwise(own_activation(module))).sigma_w
             return LayerStart(name, kind, initialize_recurrent(module, self.square, gain, self.horizon), gain)
         if isinstance(module, nn.MultiheadAttention):
             return LayerStart(name, kind, self._attention(module), 1.0)
@@ -216,10 +216,13 @@ class _Walk:
 
     def _attention(self, module: nn.MultiheadAttention) -> str:
         with torch.no_grad():
-            for weight in (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight):
-                if weight is not None:
-                    for block in weight.chunk(3) if weight is module.in_proj_weight else (weight,):
-                        self.square.matrix(block, 1.0)
+            for name in weight_names(module):
+                weight: Tensor = getattr(module, name)
+                target = torch.empty_like(weight) if is_parametrized(module, name) else weight
+                for block in target.chunk(3) if name == "in_proj_weight" else (target,):
+                    self.square.matrix(block, 1.0)
+                if target is not weight:
+                    setattr(module, name, target)
             if module.in_proj_bias is not None:
                 module.in_proj_bias.zero_()
         return "query, key and value each on their own, gain 1"
@@ -234,7 +237,8 @@ def _operating_point(activation: ActivationLike, kind: str, gain: float | None, 
     check_depth(depth, "gaussian" if kind == "gaussian" else "orthogonal")
     phi = as_elementwise(activation)
     if gain is not None:
-        check_scales(gain, 0.0)
+        if not 0 < gain < math.inf:
+            raise ValueError(f"gain must be positive and finite, got {gain}")
         if depth is not None:
             raise ValueError(f"depth={depth} chooses the gain, so gain={gain} and depth exclude each other")
     if kind == "looks_linear":

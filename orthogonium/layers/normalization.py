@@ -58,7 +58,7 @@ class BatchCentering(nn.Module):
         return (features.transpose(1, -1) - shift).transpose(1, -1)
 
     def _mean(self, features: Tensor) -> Tensor:
-        if not self.training or features.numel() == 0:  # no batch to count
+        if not self.training or features.numel() == 0:  # an empty batch has no mean
             return self.running_mean
         mean = features.transpose(1, -1).flatten(0, -2).mean(0)
         with torch.no_grad():
@@ -85,8 +85,8 @@ class LipschitzBatchNorm(BatchCentering):
 
     Channels are centred as in :class:`BatchCentering` and multiplied by ``w / σ``, with a learnt weight ``w`` and the
     running standard deviation ``σ``, as in :class:`torch.nn.BatchNorm2d`; where the largest factor exceeds one, all of
-    them are divided by it. Channels are so brought to one size among themselves. The factors do not depend on the batch
-    at hand, in training neither, so the bound holds in both modes.
+    them are divided by it. Channels are so brought to one size among themselves. The factors come from the batches
+    before and do not depend on the one at hand, in training neither, so the bound holds in both modes.
 
     Args:
         num_features: channels, axis 1 of the input.
@@ -126,12 +126,13 @@ class LipschitzBatchNorm(BatchCentering):
 
     def forward(self, features: Tensor) -> Tensor:
         features = features.unflatten(1, (self.num_features,))  # no broadcasting of other sizes
+        factors = self.factors()  # before the batch at hand changes them
         mean = self._mean(features)
-        scaled = (features.transpose(1, -1) - mean) * self.factors()
+        scaled = (features.transpose(1, -1) - mean) * factors
         return (scaled if self.bias is None else scaled + self.bias).transpose(1, -1)
 
     def _mean(self, features: Tensor) -> Tensor:
-        if not self.training or features.numel() == 0:
+        if not self.training or features.numel() == 0:  # an empty batch has no mean
             return self.running_mean
         flat = features.transpose(1, -1).flatten(0, -2)
         mean = flat.mean(0)

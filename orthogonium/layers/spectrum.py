@@ -44,13 +44,15 @@ def singular_values(layer: nn.Module, input_shape: Sequence[int], count: int | N
             sides = tuple(probe.shape[2:]) if layer.transposed else shape[1:]
         else:
             sides = shape[1:]
-    windows = [geometry.windows(axis, side) for axis, side in enumerate(sides)]
-    if geometry.is_tiled(sides):
+    held = tuple(geometry.windows(axis, side) for axis, side in enumerate(sides))
+    # output padding beyond the stride, as a dilation allows, leaves room for windows that are not there
+    windows = shape[1:] if layer.transposed else held
+    if windows == held and geometry.is_tiled(sides):
         found = circular_singular_values(weight, sides, geometry.stride, geometry.dilation, layer.groups)
         return found if count is None else found[:count]
     spectra = []
     for kernel in weight.chunk(layer.groups):
-        operator = _Operator(kernel, geometry, sides)
+        operator = _Operator(kernel, geometry, sides, windows)
         inputs, outputs = kernel.shape[1] * prod(sides), kernel.shape[0] * prod(windows)
         if min(inputs, outputs) <= _LARGEST:
             spectra.append(torch.linalg.svdvals(operator.matrix()))
@@ -84,15 +86,20 @@ def _geometry_of(layer: nn.Module) -> ConvGeometry:
 class _Operator:
     """One group's convolution, its adjoint and its matrix."""
 
-    def __init__(self, kernel: Tensor, geometry: ConvGeometry, sides: tuple[int, ...]) -> None:
-        self.kernel, self.geometry, self.sides = kernel, geometry, sides
+    def __init__(
+        self, kernel: Tensor, geometry: ConvGeometry, sides: tuple[int, ...], windows: tuple[int, ...]
+    ) -> None:
+        self.kernel, self.geometry, self.sides, self.windows = kernel, geometry, sides, windows
 
     def __call__(self, images: Tensor) -> Tensor:
         around = [p for pair in reversed(self.geometry.pads) for p in pair]
         mode = "circular" if self.geometry.circular else "constant"
         wide = F.pad(images, around, mode=mode) if any(around) else images
         convolution = _CONVOLUTIONS[len(self.sides)]
-        return convolution(wide, self.kernel, None, self.geometry.stride, 0, self.geometry.dilation)
+        found = convolution(wide, self.kernel, None, self.geometry.stride, 0, self.geometry.dilation)
+        for axis, count in enumerate(self.windows, 2):
+            found = found.narrow(axis, 0, count)
+        return found
 
     def adjoint(self, features: Tensor) -> Tensor:
         with torch.enable_grad():

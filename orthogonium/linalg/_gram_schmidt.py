@@ -123,21 +123,28 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
             strict = cross.tril_().tril(-1)
             right = add_product(grad, cross.add_(strict.mT), q, scale=-1.0)
         if special.item():
-            lower, right = _regular(lower, right)
+            lower, kept = _regular(lower)
+            right = torch.where(kept, right, 0.0)
         return solve_lower_transposed(lower, right)
 
 
-def _regular(lower: Tensor, right: Tensor) -> Factors:
-    """``(L, B)`` with dependent rows taken out of the system, and ``L`` enlarged where its inverse would overflow."""
-    diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    largest = lower.abs().amax((-2, -1))[..., None]
+def _regular(lower: Tensor) -> Factors:
+    """``L`` without dependent rows, and enlarged where its inverse would overflow; ``(..., n, 1)``, which rows count.
+
+    All rows of a zero matrix do.
+    """
+    diagonal = lower.detach().diagonal(dim1=-2, dim2=-1)
+    largest = lower.detach().abs().amax((-2, -1))[..., None]
     dependent = diagonal <= torch.finfo(lower.dtype).eps * lower.shape[-1] * largest
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     lower = torch.where(dependent[..., None, :], identity, lower)
-    right = torch.where((~dependent | (largest == 0))[..., :, None], right, 0.0)
     safe = torch.full_like(largest, smallest_safe_scale(lower.dtype))
     scale = torch.where(largest > 0, safe / largest, 1.0).clamp_min(1.0)
-    return lower * scale[..., None], right
+    return lower * scale[..., None], (~dependent | (largest == 0))[..., :, None]
+
+
+def _may_be_singular(special: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and bool(special)
 
 
 class _LQ(Function):
@@ -161,7 +168,11 @@ class _LQ(Function):
         with without_autocast(grad):
             cross = grad @ q.mT
             right = grad - (cross.tril() + cross.tril(-1).mT) @ q
-            return solve_lower_transposed((matrix @ q.mT).tril(), right), None
+            lower = (matrix @ q.mT).tril()
+            if _may_be_singular(special):
+                lower, kept = _regular(lower)
+                right = torch.where(kept, right, 0.0)
+            return solve_lower_transposed(lower, right), None
 
     @staticmethod
     def vmap(
@@ -181,8 +192,13 @@ class _DualLQ(_LQ):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None, None]:
-        matrix, q, *_ = ctx.saved_tensors
-        moved = solve_lower((matrix @ q.mT).tril(), tangent)
+        matrix, q, _, special = ctx.saved_tensors
+        lower = (matrix @ q.mT).tril()
+        if _may_be_singular(special):
+            lower, kept = _regular(lower)
+            moved = torch.where(kept, solve_lower(lower, tangent), 0.0)
+        else:
+            moved = solve_lower(lower, tangent)
         cross = moved @ q.mT
         rotation = cross.triu(1)
         return (rotation - rotation.mT) @ q + moved - cross @ q, None, None

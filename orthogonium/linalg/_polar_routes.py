@@ -8,6 +8,7 @@ Each returns ``(Q, basis, stretch, route)``, the last three for the derivative; 
 | ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values, or ``Vᵀ W`` |
 | ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null rows 0 |
 | ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
+| ``SHIFTED``, the same | a CUDA graph is captured, so that nothing can be looked at | nothing | nothing |
 
 ``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less
 than twice as wide as high (:func:`keeps_rotated`).
@@ -32,7 +33,7 @@ from orthogonium.linalg.minimax import (
     polar_schedule,
 )
 
-NEAR, EIGENBASIS, PRODUCTS = 0.0, 1.0, 2.0
+NEAR, EIGENBASIS, PRODUCTS, SHIFTED = 0.0, 1.0, 2.0, 3.0
 SVD_ONLY = -1  # as a budget
 
 Routed = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -156,7 +157,8 @@ def by_svd(matrix: Tensor) -> Routed:
     u, values, vh = torch.linalg.svd(scaled, full_matrices=False)
     q = newton_schulz(u @ vh).to(matrix.dtype)
     largest = values[..., :1]
-    null = values <= largest * torch.finfo(matrix.dtype).eps / 2
+    rounding = max(torch.finfo(matrix.dtype).eps / 2, max(matrix.shape[-2:]) * torch.finfo(torch.float64).eps)
+    null = values <= largest * rounding
     values = times_power_of_two(values, exponent[..., 0]).clamp_min(smallest_safe_scale(matrix.dtype))
     values = torch.where(null, 0.0, values)
     values = torch.where(largest > 0, values, 1.0)
@@ -177,9 +179,12 @@ def by_minimax(matrix: Tensor) -> Routed:
         q = minimax_steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest, torch.finfo(work.dtype).eps)
         error = symmetric_product(q, q.mT)
         error.diagonal(dim1=-2, dim2=-1).sub_(1)
-        if torch.linalg.matrix_norm(error).amax().item() <= tolerance:
+        left = torch.linalg.matrix_norm(error).amax().item()
+        if left <= tolerance:
             q = newton_schulz(newton_schulz(q)).to(matrix.dtype)
-            return q, *_nothing(matrix), _route(PRODUCTS, lowest)
+            # more than rounding is left of values a little below `lowest`: the derivative's schedule has to cover them
+            covered = lowest if left <= 4 * matrix.shape[-2] * torch.finfo(matrix.dtype).eps else lowest / 5
+            return q, *_nothing(matrix), _route(PRODUCTS, covered)
     return by_svd(matrix)
 
 
@@ -196,7 +201,7 @@ def by_fixed_schedule(matrix: Tensor) -> Routed:
     q.diagonal(dim1=-2, dim2=-1).add_(eps)
     lowest = eps / 100
     q = minimax_steps(q, lowest, torch.finfo(q.dtype).eps)
-    return newton_schulz(q).to(matrix.dtype), *_nothing(matrix), _route(PRODUCTS, lowest)
+    return newton_schulz(q).to(matrix.dtype), *_nothing(matrix), _route(SHIFTED, lowest)
 
 
 def minimax_steps(matrix: Tensor, lowest: float, tolerance: float) -> Tensor:

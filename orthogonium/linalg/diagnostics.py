@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from orthogonium._checks import check_matrix
+from orthogonium._checks import check_floating, check_matrix
+from orthogonium.linalg._precision import raise_if_not_finite
 
 
 def orthogonality_defect(matrix: Tensor) -> Tensor:
@@ -20,8 +21,10 @@ def orthogonality_defect(matrix: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``matrix`` has fewer than two dimensions.
+        TypeError: not real floating point.
     """
     check_matrix("matrix", matrix)
+    check_floating("matrix", matrix)
     short = matrix.double() if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT.double()
     gram = short @ short.mT
     if gram.numel() == 0:
@@ -33,15 +36,25 @@ def orthogonality_defect(matrix: Tensor) -> Tensor:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values of ``(..., m, n)``, descending, in float64: ``(..., min(m, n))``."""
+    """Singular values of ``(..., m, n)``, descending, in float64: ``(..., min(m, n))``.
+
+    Raises:
+        ValueError: fewer than two dimensions, or NaN or Inf.
+        TypeError: not real floating point.
+    """
     check_matrix("matrix", matrix)
+    check_floating("matrix", matrix)
+    raise_if_not_finite("matrix", matrix)
     return torch.linalg.svdvals(matrix.double())
 
 
 def condition_number(matrix: Tensor) -> Tensor:
-    """Largest singular value over the smallest, ``(...)``; infinite for a singular matrix."""
+    """Largest singular value over the smallest, ``(...)``; infinite for a singular matrix, one for an empty one."""
     values = singular_values(matrix)
-    return values[..., 0] / values[..., -1]
+    if values.shape[-1] == 0:
+        return values.new_ones(values.shape[:-1])
+    most, least = values[..., 0], values[..., -1]
+    return torch.where(least > 0, most / least, torch.inf)
 
 
 def stable_rank(matrix: Tensor) -> Tensor:

@@ -19,10 +19,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium._checks import check_floating, check_matrix
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
-from orthogonium.linalg._precision import differentiates_forward, largest, raise_if_not_finite, without_autocast
+from orthogonium.linalg._precision import (
+    differentiates_forward,
+    in_dtype,
+    largest,
+    raise_if_not_finite,
+    without_autocast,
+)
 from orthogonium.linalg._products import add_product, skew_part, symmetric_product
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
@@ -247,11 +254,21 @@ def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor
             ``A`` are used, in complex128 and without regard to the thin shape.
 
     Returns:
-        ``(..., m, n)``, orthogonal.
+        ``(..., m, n)``, orthogonal; ``float16`` and ``bfloat16`` are computed in ``float32`` and rounded once.
 
     Raises:
-        ValueError: NaN or Inf in ``free``.
+        ValueError: NaN or Inf in ``free``, a ``base`` of other sides, an unknown ``kind``.
+        TypeError: not real floating point.
     """
+    if free.dtype not in (torch.float32, torch.float64):
+        check_floating("free", free)
+        return skew_frame(free.float(), base.float(), kind, budget).to(free.dtype)
+    if kind not in ("exponential", "cayley"):
+        raise ValueError(f"kind must be 'exponential' or 'cayley', got {kind!r}")
+    if free.shape[-2:] != base.shape[-2:] or free.ndim < 2:
+        check_matrix("free", free)
+        raise ValueError(f"base must have the sides of free, {tuple(free.shape)}, got {tuple(base.shape)}")
+    base = in_dtype(base, free.dtype)
     if free.numel() == 0:
         return free.clone()
     if free.shape[-2] < free.shape[-1]:

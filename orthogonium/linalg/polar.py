@@ -14,14 +14,21 @@ from torch.autograd import Function
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._polar_routes import (
+    EIGENBASIS,
     NEAR,
     PRODUCTS,
+    SHIFTED,
     SVD_ONLY,
     keeps_rotated,
     minimax_steps,
     nearest_orthogonal,
 )
-from orthogonium.linalg._precision import in_working_precision, scaled_to_one, without_autocast
+from orthogonium.linalg._precision import (
+    in_working_precision,
+    scaled_to_one,
+    smallest_safe_scale,
+    without_autocast,
+)
 from orthogonium.linalg._products import add_product, skew_part, symmetric_product
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg.lyapunov import (
@@ -30,6 +37,8 @@ from orthogonium.linalg.lyapunov import (
     skew_lyapunov_by_sign,
     skew_lyapunov_near_identity,
 )
+
+_SINGULAR = [EIGENBASIS, 1.0]  # the route of matrices that may be
 
 
 def _fake_forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -52,8 +61,8 @@ def _polar_backward(grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stre
         kind, parameter = route.tolist()
         if kind == NEAR:
             return _backward_near(grad, matrix, q, basis, stretch, parameter)
-        if kind == PRODUCTS:
-            return _backward_products(grad, matrix, q, parameter)
+        if kind in (PRODUCTS, SHIFTED):
+            return _backward_products(grad, matrix, q, parameter, shifted=kind == SHIFTED)
         return _backward_eigenbasis(grad, q, basis, stretch, special=parameter > 0)
 
 
@@ -95,7 +104,11 @@ def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor
     if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
         cross = grad @ q.mT
         rotated = basis.mT @ cross @ basis
+        if special:
+            rotated = torch.where(inverse.mT == 0, 0.0, rotated)
         inner = divided_by_sums(skew_part(rotated), values, special).sub_(inverse * rotated)
+        if special:
+            inner = torch.where(inverse.mT == 0, 0.0, inner)
         return add_product(symmetric_product(basis, inverse * basis.mT) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
     rotated_q, rotated_grad = inverse * stretch, basis.mT @ grad
     rotated = rotated_grad @ rotated_q.mT
@@ -112,10 +125,11 @@ def _row_norms_of_any_scale(matrix: Tensor) -> Tensor:
     return torch.linalg.vector_norm(scaled, dim=-1) * largest[..., 0]
 
 
-def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -> Tensor:
+def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float, shifted: bool = False) -> Tensor:
     """A sequence of products fixed by ``lowest``: nothing waits for the device.
 
-    Rounding grows with the length of the schedule: beyond one round it is run in float64.
+    Rounding grows with the length of the schedule: beyond one round it is run in float64. A matrix of which nothing is
+    known is ``shifted`` by ``lowest``, so that a singular one, too, gets a finite gradient.
     """
     dtype = grad.dtype
     if lowest < 1e-4:
@@ -124,10 +138,13 @@ def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float) -
     stretch = matrix @ q.mT
     stretch = 0.5 * (stretch + stretch.mT)
     scale = torch.linalg.matrix_norm(stretch, keepdim=True)
-    scale = torch.where(scale > 0, scale, 1.0)
+    if shifted:  # of any scale
+        unit = stretch.abs().amax((-2, -1), keepdim=True)
+        scale = unit * torch.linalg.matrix_norm(stretch / torch.where(unit > 0, unit, 1.0), keepdim=True)
+    scale = torch.where(scale > (smallest_safe_scale(scale.dtype) if shifted else 0), scale, 1.0)
     stretch = stretch / scale
     cross = (grad / scale) @ q.mT
-    if lowest < 1e-4:  # a singular matrix, too, gets a finite gradient
+    if shifted:
         stretch.diagonal(dim1=-2, dim2=-1).add_(lowest)
     result = skew_lyapunov_by_sign(stretch, cross - cross.mT, lowest) @ q
     if matrix.shape[-2] != matrix.shape[-1]:
@@ -154,7 +171,7 @@ class _Polar(Function):
         matrix, q, *rest = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _polar_backward(grad, matrix, q, *rest), None
-        return _differentiable_backward(grad, matrix, q), None
+        return _differentiable_backward(grad, matrix, q, *rest), None
 
     @staticmethod
     def vmap(
@@ -174,8 +191,8 @@ class _DualPolar(_Polar):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None, None, None]:
-        matrix, q, *_ = ctx.saved_tensors  # the derivative is a self-adjoint map
-        return _differentiable_backward(tangent, matrix, q), None, None, None
+        # the derivative is a self-adjoint map
+        return _differentiable_backward(tangent, *ctx.saved_tensors), None, None, None
 
 
 def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -185,16 +202,28 @@ def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return routed
 
 
-def _differentiable_backward(grad: Tensor, matrix: Tensor, q: Tensor) -> Tensor:
+def _differentiable_backward(
+    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor
+) -> Tensor:
     """The same derivative from differentiable parts, for second derivatives and ``torch.func``."""
     with without_autocast(grad):
+        null = None
+        if not torch.compiler.is_compiling() and route.tolist() == _SINGULAR:
+            matrix = matrix + torch.where((matrix == 0).all(-1, True).all(-2, True), q, 0.0)
+            values = stretch if stretch.ndim < basis.ndim else stretch.abs().amax(-1)
+            null = (basis * (values == 0)[..., None, :]) @ basis.mT
+            q = q - null @ q
         stretch = matrix @ q.mT
         stretch = 0.5 * (stretch + stretch.mT)
         cross = grad @ q.mT
         result = lyapunov(stretch, cross - cross.mT) @ q
         if matrix.shape[-2] == matrix.shape[-1]:
             return result
-        return result + torch.linalg.solve_ex(stretch, grad - cross @ q).result
+        outside = grad - cross @ q
+        if null is None:
+            return result + torch.linalg.solve_ex(stretch, outside).result
+        size = torch.linalg.matrix_norm(stretch.detach(), float("inf"), keepdim=True)
+        return result + torch.linalg.solve_ex(stretch + size * null, outside - null @ outside).result
 
 
 @in_working_precision

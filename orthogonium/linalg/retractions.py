@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orthogonium._checks import check_floating, check_matrix
-from orthogonium.linalg._precision import raise_if_not_finite, without_autocast
+from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite, without_autocast
 from orthogonium.linalg._products import newton_schulz
 from orthogonium.linalg.exponential import Map, skew_frame
 from orthogonium.linalg.polar import polar
@@ -65,7 +65,8 @@ def polar_retraction(point: Tensor, step: Tensor) -> Tensor:
     """
     _check_pair("step", point, step)
     moved = _working(point) + _working(step)
-    return (polar if moved.requires_grad else polar_after_step)(moved).to(point.dtype)
+    differentiates = moved.requires_grad or differentiates_forward()
+    return (polar if differentiates else polar_after_step)(moved).to(point.dtype)
 
 
 def cayley_retraction(point: Tensor, step: Tensor) -> Tensor:

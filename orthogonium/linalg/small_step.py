@@ -48,9 +48,10 @@ def _wide(matrix: Tensor) -> Tensor:
     rows = matrix.shape[-2]
     if rows < _SMALLEST or matrix.device.type != "cpu" or matrix.dtype != torch.float32:
         return polar(matrix)
+    room = [matrix.new_empty(rows, rows) for _ in range(3)]
     if matrix.ndim == 2:
-        return _near(matrix, [torch.empty(rows, rows) for _ in range(3)])
-    result, room = torch.empty(matrix.shape), [torch.empty(rows, rows) for _ in range(3)]
+        return _near(matrix, room)
+    result = matrix.new_empty(matrix.shape)
     for found, each in zip(result.flatten(0, -3), matrix.flatten(0, -3), strict=True):
         found.copy_(_near(each, room))
     return result
@@ -135,7 +136,7 @@ def _symmetric_product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 @lru_cache(maxsize=32)
 def _probe(rows: int, dtype: torch.dtype) -> Tensor:
     """A fixed vector of entries of variance one without structure."""
-    phases = torch.arange(1, rows + 1, dtype=torch.float64)
+    phases = torch.arange(1, rows + 1, dtype=torch.float64, device="cpu")
     return (2**0.5 * torch.sin(phases.square())).to(dtype)
 
 

@@ -9,6 +9,14 @@ from orthogonium.layers import MaxMin, OrthoConv2d, OrthoLinear
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 
+def check_cnn_sizes(width: int, depth: int) -> None:
+    """Raise ``ValueError`` unless :func:`lipschitz_cnn` can have this width and depth."""
+    if width % 32 or width < 32:
+        raise ValueError(f"width must be a multiple of 32, got {width}. Use {max(32, width // 32 * 32)}")
+    if depth < 4:
+        raise ValueError(f"depth must be at least 4 (two convolutions, two linear layers), got {depth}")
+
+
 def lipschitz_cnn(
     in_features: int,
     out_features: int,
@@ -42,10 +50,7 @@ def lipschitz_cnn(
     side = math.isqrt(max(in_features, 0))
     if side * side != in_features or side % 2 or side == 0:
         raise ValueError(f"in_features must be the square of an even side, got {in_features}")
-    if width % 32 or width < 32:
-        raise ValueError(f"width must be a multiple of 32, got {width}. Use {max(32, width // 32 * 32)}")
-    if depth < 4:
-        raise ValueError(f"depth must be at least 4 (two convolutions, two linear layers), got {depth}")
+    check_cnn_sizes(width, depth)
     shared = {"ortho_params": ortho_params, "device": device, "dtype": dtype}
     channels = width // 16
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (1, side, side))]

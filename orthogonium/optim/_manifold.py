@@ -49,17 +49,22 @@ class ManifoldOptimizer(Optimizer):
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
         if "momentum" in group and not 0 <= group["momentum"] < 1:
             raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}")
-        if "betas" in group and not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas must be in [0, 1), got {group['betas']}")
+        if "betas" in group and not (len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"])):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
         for name in ("check_every", "blocks"):
             if not isinstance(group[name], int) or group[name] < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {group[name]!r}")
         if group["tolerance"] is not None and not group["tolerance"] > 0:
             raise ValueError(f"tolerance must be positive or None, got {group['tolerance']}")
-        if not group["manifold"]:
-            return
         for parameter in group["params"]:
             shape = tuple(parameter.shape)
+            if parameter.is_complex():
+                raise TypeError(
+                    f"a parameter of shape {shape} is {parameter.dtype}, and these steps are for real numbers: give it "
+                    "to another optimizer, or keep torch.view_as_real of it in a group with 'manifold': False"
+                )
+            if not group["manifold"]:
+                continue
             if parameter.ndim < 2:
                 raise ValueError(
                     f"a parameter of shape {shape} is no matrix. Put biases and norms into a group of their own: "

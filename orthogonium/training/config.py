@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from orthogonium.models import lipschitz_cnn, lipschitz_mlp
+from orthogonium.models.cnn import check_cnn_sizes
 from orthogonium.reparametrizers import PRESETS
 from orthogonium.training.data import CLASSES, FEATURES
 
@@ -64,6 +65,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {'at least' if may_be_zero else 'above'} 0, got {value}")
         if self.width % 2:
             raise ValueError(f"width must be even, got {self.width}. Use {self.width + 1}")
+        if self.model == "cnn":
+            check_cnn_sizes(self.width, self.depth)
 
     def build_model(self) -> nn.Module:
         """A fresh model, initialised from ``seed`` alone; the global random state is left as it was."""

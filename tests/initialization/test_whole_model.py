@@ -334,7 +334,7 @@ def test_another_activation_than_the_models_is_warned_of():
         ({"kind": "xavier"}, "kind must be one of orthogonal"),
         ({"kind": "gaussian", "depth": 5}, "5 Gaussian layers are none"),
         ({"gain": 2.0, "depth": 5}, "gain=2.0 and depth exclude each other"),
-        ({"gain": 0.0}, "sigma_w must be positive"),
+        ({"gain": 0.0}, "gain must be positive and finite, got 0.0"),
         ({"activation": "relu", "kind": "looks_linear", "depth": 5}, "an isometry at every depth"),
         ({"activation": "relu", "depth": 50}, "50 layers of relu are no isometry"),
     ],
@@ -397,3 +397,26 @@ def test_a_constraint_that_returns_something_else_keeps_its_weight():
     assert torch.equal(layer.weight, before)
     assert report.kept == [""]
     assert "kept: its constraint takes no orthogonal weight" in str(report)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: og.OrthoLSTM(3, 4),
+        lambda: og.OrthoGRU(3, 4, 2, bidirectional=True, constrain_inputs=True),
+        lambda: og.OrthoRNN(3, 4, nonlinearity="relu", bias=False, constrain_inputs=True),
+        lambda: og.orthogonal(nn.MultiheadAttention(8, 2), "in_proj_weight"),
+    ],
+    ids=["lstm", "gru", "rnn", "attention"],
+)
+def test_constrained_stacks_are_drawn_too(make):
+    """By the generator alone, and to what the report says of them."""
+    models = make(), make()
+    for model in models:
+        (row,) = og.initialize(model, "tanh", generator=torch.Generator().manual_seed(0)).layers[:1]
+        assert row.scale == 1
+    names = [n for n, p in models[0].named_parameters() if "original" in n]
+    assert names
+    for name in {n.split(".")[1] for n in names}:
+        first, second = (getattr(model, name).detach() for model in models)
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)

@@ -132,12 +132,38 @@ def test_lipschitz_batch_norm_evens_out_channels():
     torch.manual_seed(0)
     layer = og.LipschitzBatchNorm(3, momentum=None)
     x = torch.randn(4096, 3) * torch.tensor([0.5, 2.0, 8.0])
+    layer(x)
     found = layer(x).std(0)
     torch.testing.assert_close(found / found[0], torch.ones(3), rtol=0.05, atol=0)
     assert float(layer.factors().detach().abs().max()) == pytest.approx(1)
     wide = og.LipschitzBatchNorm(3)
     wide(100 * x)
     assert wide.factors().abs().max() < 0.1  # as batch norm: no need to be as large as one
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_lipschitz_batch_norm_does_not_grow_differences_between_training_batches(batches):
+    torch.manual_seed(0)
+    layer, sizes = og.LipschitzBatchNorm(6).double(), torch.logspace(-1, 1, 6, dtype=torch.float64)
+    for _ in range(batches):
+        layer(torch.randn(8, 6, dtype=torch.float64) * sizes)
+    x, step = torch.randn(8, 6, dtype=torch.float64) * sizes, 1e-6
+
+    def called(inputs):
+        return copy.deepcopy(layer)(inputs).detach()
+
+    moves = step * torch.eye(48, dtype=torch.float64).view(48, 8, 6)
+    columns = [(called(x + move) - called(x - move)).flatten() / (2 * step) for move in moves]
+    assert torch.linalg.matrix_norm(torch.stack(columns), 2) <= 1 + 1e-8
+
+
+@pytest.mark.parametrize("made", [og.BatchCentering, og.LipschitzBatchNorm])
+def test_an_empty_batch_changes_no_statistics(made):
+    layer = made(3)
+    layer(torch.randn(8, 3))
+    before = copy.deepcopy(layer.state_dict())
+    assert layer(torch.zeros(0, 3)).shape == (0, 3)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 def test_swaps_for_whole_models():

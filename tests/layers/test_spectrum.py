@@ -53,6 +53,13 @@ def test_orthogonal_layers_both_directions(mode):
         assert_close(values, reference[: len(values)], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("mode", ["circular", "zeros"])
+def test_output_padding_with_room_for_more_windows(mode):
+    layer = og.OrthoConvTranspose2d(4, 2, 4, padding=1, output_padding=1, dilation=(2, 3), padding_mode=mode)
+    reference = torch.linalg.svdvals(materialise(layer, (2, 8)))
+    assert_close(singular_values(layer, (4, 2, 8)), reference, rtol=0, atol=1e-13)
+
+
 def test_lanczos_beyond_the_size_that_can_be_written_out(monkeypatch):
     layer = plain(2, 3, 4, 3, padding=1)
     exact = singular_values(layer, (3, 8, 8))

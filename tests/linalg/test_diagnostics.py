@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from orthogonium.linalg import condition_number, orthogonality_defect, singular_values, stable_rank
+from orthogonium.linalg import NonFiniteError, condition_number, orthogonality_defect, singular_values, stable_rank
 from tests.helpers import gaussian, orthogonal_matrix, with_singular_values
 
 VALUES = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
@@ -35,6 +35,8 @@ def test_singular_and_empty_matrices():
     zero = torch.zeros(3, 3)
     assert stable_rank(zero) == 0
     assert condition_number(torch.ones(3, 3)) > 1e15
+    assert condition_number(zero) == torch.inf
+    assert condition_number(torch.zeros(2, 0, 3)).tolist() == [1, 1]
     assert orthogonality_defect(zero) == 1
     assert orthogonality_defect(torch.zeros(2, 0, 3)).tolist() == [0, 0]
     assert stable_rank(torch.eye(4)) == 4
@@ -45,3 +47,15 @@ def test_singular_and_empty_matrices():
 def test_a_vector_is_not_a_matrix(function):
     with pytest.raises(ValueError, match="must have shape"):
         function(gaussian((3,)))
+
+
+@pytest.mark.parametrize("function", [orthogonality_defect, singular_values, condition_number, stable_rank])
+def test_complex_matrices_are_refused(function):
+    with pytest.raises(TypeError, match="real floating-point"):
+        function(torch.eye(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("function", [singular_values, condition_number, stable_rank])
+def test_bad_entries_are_named(function):
+    with pytest.raises(NonFiniteError, match="in 1 of 9 entries"):
+        function(torch.diag(torch.tensor([1.0, torch.nan, 1.0])))

@@ -145,3 +145,19 @@ def test_dependent_columns_outside_the_frame(kind):
 def test_not_a_number(kind):
     with pytest.raises(ValueError, match="NaN or Inf in 9 of 9"):
         skew_frame(torch.full((3, 3), torch.nan), torch.eye(3), kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(kind, dtype):
+    free, base = gaussian((5, 5)).to(dtype), torch.eye(5)
+    expected = skew_frame(free.float(), base, kind).to(dtype)
+    assert torch.equal(skew_frame(free, base.to(dtype), kind), expected)
+
+
+def test_refusals():
+    free, base = gaussian((4, 2)), orthogonal_matrix((4, 2))
+    with pytest.raises(ValueError, match="kind must be"):
+        skew_frame(free, base, "expm")
+    with pytest.raises(ValueError, match=r"sides of free, \(4, 2\), got \(4, 4\)"):
+        skew_frame(free, torch.eye(4), "cayley")

@@ -93,6 +93,24 @@ def test_each_road_leads_back(road, condition, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_lead_back_from_every_condition(dtype):
+    """Beyond the first schedule, and a little below the values that a schedule is made for."""
+    for condition in (400.0, 1e3, 3e3, 1e4, 1e5, 1e6):
+        matrix, grad = conditioned((30, 50), condition, dtype=dtype), gaussian((30, 50), dtype=dtype, seed=1)
+        found = _polar_backward(grad, matrix, *routes.by_minimax(matrix))
+        expected = reference_gradient(matrix, grad)
+        bound = noise("minimax", dtype) * 30**0.5 * torch.finfo(dtype).eps * condition
+        assert (found - expected).norm() <= min(bound, 1e-4) * expected.norm(), f"{condition:.0e}"
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e250])
+def test_the_fixed_schedule_leads_back_from_every_scale(scale):
+    matrix, grad = conditioned((4, 6), 3.0, dtype=torch.float64), gaussian((4, 6), seed=1)
+    found = _polar_backward(grad, scale * matrix, *routes.by_fixed_schedule(scale * matrix))
+    torch.testing.assert_close(scale * found, reference_gradient(matrix, grad), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spread", [0.0, 0.003, 0.02, 0.1, 0.18], ids=str)
 def test_the_near_road(spread, dtype):
     """Taken close to a multiple of an orthogonal matrix, in one polynomial whose degree follows the distance."""

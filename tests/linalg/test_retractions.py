@@ -153,6 +153,16 @@ def test_any_rank_and_shape(m, n, rank, seed):
     assert_close(low_rank_geodesic_update(point, a, b), dense_geodesic(point, a @ b.mT), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_transforms_of_large_single_precision_points(retraction):
+    point, step = orthogonal_matrix((128, 128)).float(), gaussian((2, 128, 128), seed=1).float() / 100
+    together = torch.vmap(retraction, in_dims=(None, 0))(point, step)
+    assert_close(together[1], retraction(point, step[1]), rtol=0, atol=1e-5)
+    _, moved = torch.func.jvp(lambda s: retraction(point, s), (step[0],), (step[1],))
+    ends = [retraction(point, step[0] + h * step[1]) for h in (0.1, -0.1)]
+    assert_close(moved, (ends[0] - ends[1]) / 0.2, rtol=0, atol=1e-4)
+
+
 def test_half_precision_is_computed_in_float32_and_rounded_once():
     point, (a, b) = orthogonal_matrix((8, 8), dtype=torch.bfloat16), factors((8, 8), 2, 0.5, torch.bfloat16)
     wide = [t.float() for t in (point, a, b)]

@@ -91,3 +91,13 @@ def test_nothing_is_recorded_and_bad_entries_are_named():
         polar_after_step(torch.full((200, 200), torch.nan))
     half = (1.01 * orthogonal_matrix((200, 200))).bfloat16()
     assert torch.equal(polar_after_step(half), polar_after_step(half.float()).bfloat16())
+
+
+def test_the_default_type_does_not_matter():
+    moved = (orthogonal_matrix((2, 128, 128)) + 1e-3).float()
+    expected = polar_after_step(moved)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(polar_after_step(moved), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -254,7 +254,8 @@ def test_refusals_of_some():
     point = parameter((4, 4))
     with pytest.raises(ValueError, match="retraction must be one of polar, cayley, geodesic"):
         RiemannianSGD([point], retraction="qr")
-    for options in ({"rank": 0}, {"update": "qr"}, {"sampling": "rows"}, {"betas": (0.9, 1.0)}, {"momentum": 1.0}):
+    bad: list[dict] = [{"rank": 0}, {"update": "qr"}, {"sampling": "rows"}, {"betas": (0.9, 1.0)}, {"momentum": 1.0}]
+    for options in [*bad, {"betas": (0.9,)}]:
         with pytest.raises(ValueError, match=next(iter(options))):
             LowRankOrthogonal([point], **options)
 
@@ -315,5 +316,6 @@ def test_empty_parameters_and_unknown_options(make):
     assert orthogonality_defect(point.detach()) <= contract(point)
     with pytest.raises(TypeError, match="block"):
         make([point], block=2)
-    with pytest.raises(TypeError, match=r"is torch\.complex64, and these matrices are real"):
-        make([nn.Parameter(torch.eye(4, dtype=torch.complex64))])
+    for manifold in (True, False):  # the square of a complex number is no size
+        with pytest.raises(TypeError, match=r"is torch\.complex64, and these steps are for real numbers"):
+            make([{"params": [nn.Parameter(torch.eye(4, dtype=torch.complex64))], "manifold": manifold}])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 import orthogonium as og
@@ -297,7 +297,7 @@ def test_what_is_projected_is_what_convert_constrains(zoo):
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
 def test_parts_of_a_weight_that_a_hook_computes_are_left_alone():
     """Projecting them would promise an orthogonal weight and give another."""
-    pruned = nn.utils.prune.l1_unstructured(nn.Linear(4, 4), "weight", amount=0.3)
+    pruned = prune.l1_unstructured(nn.Linear(4, 4), "weight", amount=0.3)
     normed, recurrent = nn.utils.weight_norm(nn.Linear(4, 4)), nn.utils.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
     model = nn.ModuleDict({"pruned": pruned, "normed": normed, "recurrent": recurrent})
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -33,6 +33,7 @@ def test_a_model_depends_on_the_seed_alone_and_leaves_the_global_state():
         ({"epochs": -3}, ValueError, "epochs must lie in 1 … 1000000, got -3"),
         ({"width": 7}, ValueError, r"width must be even, got 7\. Use 8"),
         ({"learning_rate": 0.0}, ValueError, r"learning_rate must be above 0, got 0\.0"),
+        ({"model": "cnn", "depth": 2}, ValueError, "depth must be at least 4"),
         ({"noise": float("nan")}, ValueError, "noise must be at least 0, got nan"),
         ({"seed": -1}, ValueError, "seed must lie in 0"),
         ({"epochs": 2.5}, TypeError, r"epochs must be int, got 2\.5"),
