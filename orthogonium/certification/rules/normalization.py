@@ -37,7 +37,8 @@ def _normalised(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Ten
     fresh=True,
 )
 def _layer(module: Any, x: Variable) -> Response:
-    if module.running_mean is None or module.running_var is None:
+    own = isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
+    if own or module.running_mean is None or module.running_var is None:
         raise Refused(
             "computes statistics of its input, since it has track_running_stats=False: it has no useful constant. "
             "Use track_running_stats=True"
