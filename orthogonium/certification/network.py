@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from orthogonium.certification.program import build_program, run
+from orthogonium.certification.program import build_program, is_size, run
 from orthogonium.certification.rounding import hypot_up, sum_up, times_up
 from orthogonium.certification.rules.registry import (
     EXACT,
@@ -24,8 +24,6 @@ from orthogonium.certification.rules.registry import (
 )
 from orthogonium.certification.tracing import named
 
-_SIZES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "itemsize"}
-_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "stride"}
 _BATCHES = (2, 4)
 
 
@@ -155,7 +153,7 @@ def _apply(
     args, kwargs = fx.map_arg(given, stand_in), fx.map_arg(named_ones, stand_in)
     if not inputs and _is_cast(node):  # to the type of an input: here everything is computed in float64
         return as_double(cast(Tensor, args[0]))
-    if not inputs or _is_size(node):
+    if not inputs or is_size(node):
         return _unvarying(node, values)
     path, kind, rule = _described(node, originals)
     if rule is None:
@@ -202,12 +200,6 @@ def _article(node: fx.Node) -> str:
     return "is a" if node.op == "call_module" else "calls"
 
 
-def _is_size(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _SIZE_METHODS
-    return node.target is getattr and node.args[1] in _SIZES
-
-
 def _is_cast(node: fx.Node) -> bool:
     """Whether a constant is brought to the type or the device that a tensor has."""
     if node.op != "call_method" or node.target != "to":
@@ -232,7 +224,7 @@ def _unvarying(node: fx.Node, values: list[dict[fx.Node, Any]] | None) -> Any:
 def _is_number(node: fx.Node) -> bool:
     """Whether it is a size, or arithmetic with sizes alone: anything else may be a tensor."""
     arithmetic = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
-    return _is_size(node) or (arithmetic and all(used.op != "get_attr" for used in node.all_input_nodes))
+    return is_size(node) or (arithmetic and all(used.op != "get_attr" for used in node.all_input_nodes))
 
 
 def _shapes(program: fx.GraphModule, input_shape: tuple[int, ...]) -> list[dict[fx.Node, Any]]:

@@ -14,6 +14,9 @@ from orthogonium.certification.tracing import named, trace
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _IN_PLACE |= {operator.itruediv: operator.truediv}
 
+_SIZES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "itemsize"}
+_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "stride"}
+
 
 def plain_network(model: nn.Module) -> nn.Module:
     """The network that certificates speak of: ``model`` as traced, with plain float64 weights and no constraint.
@@ -55,8 +58,8 @@ def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Refuse operations in place whose input is read afterwards, and make the others ordinary ones."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        inplace = node.target in _IN_PLACE or node.kwargs.get("inplace") is True
-        inplace = inplace or (node.op == "call_module" and getattr(modules[str(node.target)], "inplace", False) is True)
+        inplace = node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+        inplace = inplace or (node.op == "call_module" and bool(getattr(modules[str(node.target)], "inplace", False)))
         inplace = inplace or getattr(node.target, "__name__", str(node.target)) in ("relu_",)
         if not inplace:
             continue
@@ -69,10 +72,11 @@ def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
         )
         target = node.all_input_nodes[0] if node.all_input_nodes else None
         shared, front = set(), [] if target is None else [target]
-        while front:  # everything whose memory it may change, back to where that was allocated
+        while front:  # everything whose memory it may change: back to where that was allocated, and all other views
             other = front.pop()
             if other not in shared:
                 shared.add(other)
+                front += [user for user in other.users if order[user] < order[node] and not _allocates(user, modules)]
                 if not _allocates(other, modules):
                     front += other.all_input_nodes
         late = {user for other in shared for user in other.users if order[user] > order[node] and user is not node}
@@ -84,8 +88,17 @@ def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             )
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether it reads a size or a type of a tensor, and none of its entries."""
+    if node.op == "call_method":
+        return node.target in _SIZE_METHODS
+    return node.target is getattr and node.args[1] in _SIZES
+
+
 def _allocates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether its result has memory of its own."""
+    if is_size(node):
+        return True
     rule = rule_for_module(modules[str(node.target)]) if node.op == "call_module" else rule_for_function(node.target)
     return node.op in ("call_module", "call_function", "call_method") and rule is not None and rule.fresh
 

@@ -60,6 +60,19 @@ def assigned_data(model, x):
     return y
 
 
+def through_an_older_view(model, x):
+    y = model.a(x)
+    view, other = y.view(-1, 4), y.view(-1, 4)
+    view *= 100
+    return other
+
+
+def with_a_number_for_inplace(model, x):
+    y = model.a(x)
+    nn.functional.leaky_relu(y, 50.0, 1)
+    return y
+
+
 class Noise(nn.Module):
     def forward(self, weight):
         return weight + torch.randn_like(weight)
@@ -73,6 +86,8 @@ class Noise(nn.Module):
         (through_data, "works in place on a tensor that is read again"),
         (through_transpose, "works in place on a tensor that is read again"),
         (assigned_data, r"assigns to \.data"),
+        (through_an_older_view, "works in place on a tensor that is read again"),
+        (with_a_number_for_inplace, "works in place on a tensor that is read again"),
         (lambda m, x: torch.func.functional_call(m.a, {"weight": 9 * m.a.weight}, (x,)), "changes weight of a"),
         (lambda m, x: x * torch.rand(1), "draws random numbers"),
         (lambda m, x: m.noisy(x), "draws random numbers"),
