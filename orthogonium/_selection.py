@@ -21,7 +21,8 @@ def choice(argument: str, selection: Selection | None, default: bool = False, *,
         return lambda names, thing: default
     if callable(selection):
         return lambda names, thing: any(selection(name, thing) for name in names)
-    patterns = [selection] if isinstance(selection, str) else list(selection)
+    listed = selection if isinstance(selection, Iterable) else [selection]
+    patterns = [selection] if isinstance(selection, str) else list(listed)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"{argument} must be name patterns or a function, got {selection!r}")
 
@@ -41,4 +42,6 @@ def included(include: Selection | None, exclude: Selection | None, *, by_owner: 
 
 def reusable(selection: Selection | None) -> Selection | None:
     """The same, which can be read more than once."""
-    return selection if selection is None or callable(selection) or isinstance(selection, str) else list(selection)
+    if selection is None or callable(selection) or isinstance(selection, str) or not isinstance(selection, Iterable):
+        return selection
+    return list(selection)

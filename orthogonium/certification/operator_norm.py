@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.certification._orthogonal_norm import orthogonal_kernel_bound
+from orthogonium.certification.rules.registry import plain_type
 from orthogonium.layers.conv import _OrthoKernelLayer, _PaddedConv
 from orthogonium.layers.conv_transposed import _PaddedConvTranspose
 from orthogonium.layers.skew_conv import _SkewOrthoConv
@@ -81,7 +82,7 @@ def absolute_norm_bound(
 
 
 def _weight(module: nn.Module) -> Tensor:
-    kind = type(module)
+    kind = plain_type(module)
     known = isinstance(module, (nn.Linear, *CONVOLUTIONS, _SkewOrthoConv))
     if not known or kind.forward not in _FORWARDS or "forward" in vars(module):
         reason = "has a forward of its own" if known else "is no linear or convolution layer"

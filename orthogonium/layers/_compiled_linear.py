@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.layers._direct_reading import lone_constraint
-from orthogonium.parametrizations.compiled_evaluation import remembered_linear, wants_values_alone
+from orthogonium.parametrizations.compiled_evaluation import remembered_linear
 
 
 def multiply_without_copy(module: nn.Module) -> None:
@@ -29,7 +29,7 @@ def _product(module: Any, inputs: Tensor) -> Tensor | None:
     if found is None or torch.is_autocast_enabled(inputs.device.type):
         return None
     constraint, originals = found
-    if constraint.training or not wants_values_alone(originals):
+    if not constraint.is_looked_up(originals):
         return None
     product: Tensor = remembered_linear(inputs, module.bias, originals, constraint.number, module.out_features)
     return product

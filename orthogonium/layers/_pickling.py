@@ -1,4 +1,4 @@
-"""Pickles and deep copies of torch modules with a constraint: torch makes a class for each, without an import path."""
+"""Pickles and copies of torch modules with a constraint: torch makes a class for each, without an import path."""
 
 from copy import deepcopy
 from typing import Any
@@ -28,6 +28,8 @@ def adapt_class(module: nn.Module) -> None:
     """What the class that torch made for ``module`` has to do differently from its own."""
     if not hasattr(type(module).__bases__[0], "__deepcopy__"):
         type(module).__deepcopy__ = _deep_copied  # type: ignore[attr-defined]
+    if not hasattr(type(module).__bases__[0], "__copy__"):
+        type(module).__copy__ = _copied  # type: ignore[attr-defined]
     read_directly(module)
     multiply_without_copy(module)
     check_sides_in_calls(module)
@@ -47,6 +49,14 @@ def _empty(cls: type[nn.Module]) -> nn.Module:
 def _restore(module: nn.Module, state: dict[str, Any]) -> None:
     vars(module).update(state)
     _give_class(module)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A shallow copy: as of any module of torch it shares parameters, buffers and children."""
+    copied = _empty(type(module).__bases__[0])
+    vars(copied).update(vars(module))
+    _give_class(copied)
+    return copied
 
 
 def _deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

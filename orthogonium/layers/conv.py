@@ -12,7 +12,6 @@ from orthogonium._checks import as_tuple, check_channels, check_kernel_exists
 from orthogonium.layers._circular import circular_pad
 from orthogonium.layers._geometry import ConvGeometry
 from orthogonium.layers.constrain import constrain_kernel
-from orthogonium.layers.linear import _rebuild
 from orthogonium.parametrizations.kernel import OrthogonalKernel
 from orthogonium.parametrizations.torch_weights import kernel_plan
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
@@ -21,7 +20,7 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class _OrthoKernelLayer(nn.modules.conv._ConvNd):
-    """What convolutions and transposed convolutions share: the constraint, initialisation, pickling."""
+    """What convolutions and transposed convolutions share: the constraint and initialisation."""
 
     _dims: ClassVar[int]
     _exact: ClassVar[bool] = True  # whether the kernel is orthogonal, and so has to exist
@@ -77,29 +76,6 @@ class _OrthoKernelLayer(nn.modules.conv._ConvNd):
                 inputs = self.out_channels if self.transposed else self.in_channels
                 bound = (inputs // self.groups * torch.Size(self.kernel_size).numel()) ** -0.5
                 nn.init.uniform_(self.bias, -bound, bound)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "bias": self.bias is not None,
-            "padding_mode": self.padding_mode,
-            **({"ortho_params": self.ortho_params} if self._exact else {}),
-        }
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as constructor arguments and state dict; the class that torch makes cannot be pickled."""
-        if not is_parametrized(self, "weight"):
-            return super().__reduce_ex__(protocol)
-        original = next(self.parametrizations.weight.parameters())  # type: ignore[union-attr]
-        arguments = self._arguments() | {"device": original.device, "dtype": original.dtype}
-        flags = {name: p.requires_grad for name, p in self.named_parameters()}
-        return _rebuild, (type(self).__mro__[1], arguments, self.state_dict(), self.training, flags)
 
     def _check_input(self, features: Tensor, channels: int) -> tuple[int, ...]:
         """The image sides."""

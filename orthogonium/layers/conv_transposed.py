@@ -119,9 +119,6 @@ class _PaddedConvTranspose(_OrthoKernelLayer):
                 wide = wide.narrow(axis, before, wide.shape[axis] - before - after)
         return wide if bias is None else wide + bias.view(-1, *(1,) * self._dims)
 
-    def _arguments(self) -> dict[str, Any]:
-        return super()._arguments() | {"output_padding": self.output_padding}
-
 
 class _OrthoConvTranspose(_PaddedConvTranspose):
     """With an orthogonal kernel."""

@@ -1,7 +1,5 @@
 """Linear layers with a bound on their Lipschitz constant."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -13,7 +11,7 @@ from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, BatchedIdentity, L
 
 
 class _ConstrainedLinear(nn.Linear):
-    """What the constrained linear layers share: construction, initialisation, pickling."""
+    """What the constrained linear layers share: construction, initialisation."""
 
     def __init__(
         self,
@@ -45,36 +43,6 @@ class _ConstrainedLinear(nn.Linear):
             if self.bias is not None and self.bias.numel():
                 bound = self.in_features**-0.5 if self.in_features > 0 else 0.0
                 nn.init.uniform_(self.bias, -bound, bound)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bias": self.bias is not None,
-        }
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle arguments and state dict; the class that torch makes for a parametrized module has no import path."""
-        if not is_parametrized(self, "weight"):
-            return super().__reduce_ex__(protocol)
-        original: Tensor = self.parametrizations.weight.original  # type: ignore[union-attr, assignment]
-        arguments = self._arguments() | {"device": original.device, "dtype": original.dtype}
-        flags = {name: p.requires_grad for name, p in self.named_parameters()}
-        return _rebuild, (type(self).__mro__[1], arguments, self.state_dict(), self.training, flags)
-
-
-def _rebuild(
-    layer_class: type[nn.Module],
-    arguments: dict[str, Any],
-    state: dict[str, Tensor],
-    training: bool,
-    flags: dict[str, bool],
-) -> nn.Module:
-    layer = layer_class(**arguments)
-    layer.load_state_dict(state)
-    for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(flags[name])
-    return layer.train(training)
 
 
 class OrthoLinear(_ConstrainedLinear):
@@ -109,9 +77,6 @@ class OrthoLinear(_ConstrainedLinear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.ortho_params = ortho_params
         orthogonal(self, "weight", ortho_params)
-
-    def _arguments(self) -> dict[str, Any]:
-        return super()._arguments() | {"ortho_params": self.ortho_params}
 
 
 class UnitNormLinear(_ConstrainedLinear):

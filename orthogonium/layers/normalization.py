@@ -58,7 +58,7 @@ class BatchCentering(nn.Module):
         return (features.transpose(1, -1) - shift).transpose(1, -1)
 
     def _mean(self, features: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or features.numel() == 0:  # no batch to count
             return self.running_mean
         mean = features.transpose(1, -1).flatten(0, -2).mean(0)
         with torch.no_grad():
@@ -131,7 +131,7 @@ class LipschitzBatchNorm(BatchCentering):
         return (scaled if self.bias is None else scaled + self.bias).transpose(1, -1)
 
     def _mean(self, features: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or features.numel() == 0:
             return self.running_mean
         flat = features.transpose(1, -1).flatten(0, -2)
         mean = flat.mean(0)

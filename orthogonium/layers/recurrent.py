@@ -1,7 +1,5 @@
 """Recurrent layers whose gates are orthogonal, so that memory neither fades nor explodes by the weights' doing."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -10,14 +8,13 @@ from orthogonium._checks import check_count
 from orthogonium.initialization._filling import Draw
 from orthogonium.initialization.recurrent import check_horizon, remember
 from orthogonium.layers.constrain import orthogonal
-from orthogonium.layers.linear import _rebuild
 from orthogonium.linalg import qr_orthogonalize
 from orthogonium.parametrizations.torch_weights import stacked_blocks
 from orthogonium.reparametrizers import DEFAULT_ORTHO_PARAMS, OrthoParams
 
 
 class _OrthoRecurrent(nn.RNNBase):
-    """Construction, initialisation and pickling; the computation is torch's."""
+    """Construction and initialisation; the computation is torch's."""
 
     def _set_up(
         self,
@@ -67,19 +64,6 @@ class _OrthoRecurrent(nn.RNNBase):
         if self.horizon is not None:
             remember(self, self.horizon, Draw("orthogonal", None), self.lower_input_gate)
 
-    def _arguments(self) -> dict[str, Any]:
-        names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
-        return {name: getattr(self, name) for name in (*names, "ortho_params", "constrain_inputs")}
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as constructor arguments and state dict; the class that torch makes cannot be pickled."""
-        if not is_parametrized(self):
-            return super().__reduce_ex__(protocol)
-        original = next(self.parameters())
-        arguments = self._arguments() | {"device": original.device, "dtype": original.dtype}
-        flags = {name: p.requires_grad for name, p in self.named_parameters()}
-        return _rebuild, (type(self).__mro__[1], arguments, self.state_dict(), self.training, flags)
-
 
 class OrthoRNN(_OrthoRecurrent, nn.RNN):
     """``nn.RNN`` whose recurrent matrices are orthogonal.
@@ -116,9 +100,6 @@ class OrthoRNN(_OrthoRecurrent, nn.RNN):
         sizes = (input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
         super().__init__(*sizes, device=device, dtype=dtype)
         self._set_up(ortho_params, constrain_inputs)
-
-    def _arguments(self) -> dict[str, Any]:
-        return super()._arguments() | {"nonlinearity": self.nonlinearity}
 
 
 _GATED = """``nn.{name}`` with the recurrent matrix of each gate orthogonal.
@@ -176,13 +157,6 @@ class OrthoLSTM(_OrthoRecurrent, nn.LSTM):
         super().__init__(*sizes, device=device, dtype=dtype)
         self._set_up(ortho_params, constrain_inputs, horizon, lower_input_gate)
 
-    def _arguments(self) -> dict[str, Any]:
-        return (
-            super()._arguments()
-            | {"proj_size": self.proj_size, "horizon": self.horizon}
-            | {"lower_input_gate": self.lower_input_gate}
-        )
-
 
 class OrthoGRU(_OrthoRecurrent, nn.GRU):
     __doc__ = _GATED.format(name="GRU", gates="three", more="", hr="", lower="")
@@ -206,6 +180,3 @@ class OrthoGRU(_OrthoRecurrent, nn.GRU):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(*sizes, device=device, dtype=dtype)
         self._set_up(ortho_params, constrain_inputs, horizon)
-
-    def _arguments(self) -> dict[str, Any]:
-        return super()._arguments() | {"horizon": self.horizon}

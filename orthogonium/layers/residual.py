@@ -47,7 +47,10 @@ class ConvexResidual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         direct = features if self.shortcut is None else self.shortcut(features)
-        return torch.lerp(direct, self.branch(features), torch.sigmoid(self.logit).to(features.dtype))
+        branch = self.branch(features)
+        if torch._C._is_any_autocast_enabled():
+            branch = branch.to(direct.dtype)  # one of them may have been rounded
+        return torch.lerp(direct, branch, torch.sigmoid(self.logit).to(direct.dtype))
 
 
 class _SLL(nn.Module):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from orthogonium._checks import as_tuple, check_channels
 from orthogonium.layers._circular import circular_pad
 from orthogonium.layers._geometry import ConvGeometry
 from orthogonium.layers.constrain import constrain
-from orthogonium.layers.linear import _rebuild
 from orthogonium.linalg.kernels import convolve
 from orthogonium.parametrizations.normalizers import BatchedIdentity
 from orthogonium.parametrizations.skew_kernel import SkewKernel
@@ -115,17 +114,6 @@ class _SkewOrthoConv(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, dilation={self.dilation}, "
             f"groups={self.groups}, bias={self.bias is not None}, padding_mode={self.padding_mode}, angle={self.angle}"
         )
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as constructor arguments and state dict; the class that torch makes cannot be pickled."""
-        if not is_parametrized(self, "weight"):
-            return super().__reduce_ex__(protocol)
-        original = next(self.parametrizations.weight.parameters())  # type: ignore[union-attr]
-        names = ("in_channels", "out_channels", "kernel_size", "dilation", "groups", "padding_mode", "angle")
-        arguments = {name: getattr(self, name) for name in names} | {"bias": self.bias is not None}
-        arguments |= {"device": original.device, "dtype": original.dtype}
-        flags = {name: p.requires_grad for name, p in self.named_parameters()}
-        return _rebuild, (type(self).__mro__[1], arguments, self.state_dict(), self.training, flags)
 
 
 _DOC = """A {dims}-dimensional orthogonal convolution of stride one: ``exp(A) x``, ``A`` a skew kernel.

@@ -31,21 +31,22 @@ class _Pullback:
         self, compute: Compute, originals: Sequence[Tensor], spans: Sequence[range], direct: ComputeWithReverse | None
     ) -> None:
         self.compute, self.originals, self.spans, self.direct = compute, list(originals), list(spans), direct
+        self.memory = [t.detach() for t in self.originals]  # held, so that no other tensor takes its address
         self.versions = [t._version for t in self.originals]
         self.reverse: Reverse | None = None
+        self.flags: list[bool] = []  # which of them the reverse gives gradients for
         self.used = False
 
-    def build(self) -> list[Tensor]:
+    def build(self) -> tuple[list[Tensor], Reverse]:
         """The weights, and the reverse for one backward pass."""
+        self.flags = [t.requires_grad for t in self.originals]
         if self.direct is not None:
             with torch.no_grad():
-                values, self.reverse = self.direct(self.originals)
-            return values
-        leaves = [t.detach().requires_grad_(t.requires_grad) for t in self.originals]
+                return self.direct(self.memory)
+        leaves = [t.detach().requires_grad_(flag) for t, flag in zip(self.memory, self.flags, strict=True)]
         with torch.enable_grad(), _unhooked():
             values = self.compute(leaves)
-        self.reverse = lambda grads: self._selected(leaves, values, grads, create_graph=False)
-        return values
+        return values, lambda grads: self._selected(leaves, values, grads, create_graph=False)
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         self.used = True
@@ -56,10 +57,9 @@ class _Pullback:
             )
         if self.direct is not None and any(g is not None and is_vectorized(g) for g in grads):
             return self._through(self.originals, grads, create_graph=False)
-        if self.reverse is None:
-            self.build()
-        assert self.reverse is not None
         reverse, self.reverse = self.reverse, None
+        if reverse is None or (self.direct is None and self.flags != [t.requires_grad for t in self.originals]):
+            _, reverse = self.build()
         return reverse(grads)
 
     def differentiable_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -101,6 +101,11 @@ def _unhooked() -> Any:
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), lambda t: t)
 
 
+def _is_shared(tensor: Tensor) -> bool:
+    """Whether other processes may write into this tensor, whose version counters are their own."""
+    return tensor.device.type == "cpu" and tensor.is_shared()
+
+
 class _Handout(Function):
     """Weights that exist already, with a derivative that is computed when it is asked for."""
 
@@ -139,16 +144,25 @@ class Evaluation:
         ends = list(accumulate(len(group) for group in originals))
         spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
         self._pullback = _Pullback(compute, flat, spans, direct)
-        self._addresses = [t.data_ptr() for t in flat]
+        self._places = [(t.data_ptr(), t.stride()) for t in flat]
+        # in training, a weight is kept for one pass alone
+        self._copies = [None if keep_graph or not _is_shared(t) else t.detach().clone() for t in flat]
+        self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))
         with torch.inference_mode(False):
             if keep_graph and any(t.requires_grad for t in flat):
-                self._values = [value.detach() for value in self._pullback.build()]
+                values, self._pullback.reverse = self._pullback.build()
+                self._values = [value.detach() for value in values]
             else:
                 with torch.no_grad():
                     self._values = [value.detach() for value in compute(flat)]
         self._value_versions = [value._version for value in self._values]
+
+    @property
+    def originals(self) -> list[Tensor]:
+        """All the free tensors."""
+        return self._pullback.originals
 
     def is_current(self, position: int, originals: Sequence[Tensor], alias: bool = False) -> bool:
         """Whether the weight at ``position`` was made from ``originals`` as they are now, and is untouched itself.
@@ -161,7 +175,12 @@ class Evaluation:
         for j, original in zip(kept.spans[position], originals, strict=True):
             mine = kept.originals[j]
             same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
-            if not same or kept.versions[j] != original._version or self._addresses[j] != original.data_ptr():
+            if not same or kept.versions[j] != original._version:
+                return False
+            if self._places[j] != (original.data_ptr(), original.stride()):
+                return False
+            copied = self._copies[j]
+            if copied is not None and not torch.equal(copied, original):
                 return False
         return True
 
@@ -179,9 +198,11 @@ class Evaluation:
         """The weight, on the shared node where gradients are recorded."""
         self._unread.discard(position)
         originals, span = self._pullback.originals, self._pullback.spans[position]
-        if not (torch.is_grad_enabled() and any(originals[j].requires_grad for j in span)):
+        flags = [originals[j].requires_grad for j in span]
+        if not (torch.is_grad_enabled() and any(flags)):
             return self._values[position].detach()
-        if self._shared is None or self._pullback.used:
+        if self._shared is None or self._pullback.used or flags != self._flags[span.start : span.stop]:
             self._pullback.used = False
+            self._flags = [original.requires_grad for original in originals]
             self._shared = _Handout.apply(self._pullback, self._values, *self._pullback.originals)
         return self._shared[position]

@@ -36,6 +36,11 @@ def enrol(holder: _Holder) -> int:
     return number
 
 
+def enrolled() -> list[Any]:
+    """All of them that are alive."""
+    return list(_holders.values())
+
+
 def wants_values_alone(originals: Sequence[Tensor]) -> bool:
     """Whether compiled code, not an exported program that outlives this process, reads the weight for its value.
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from orthogonium.linalg import NonFiniteError
-from orthogonium.linalg._precision import differentiates_forward
+from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite
 from orthogonium.parametrizations._evaluation import Evaluation
+from orthogonium.parametrizations._unseen_changes import HookBuffers, Seen, are_current, watch_optimizers
 from orthogonium.parametrizations.checkpoint_format import checkpoint_code
 from orthogonium.parametrizations.closed_form import closed_form
-from orthogonium.parametrizations.compiled_evaluation import enrol, remembered_weight, wants_values_alone
+from orthogonium.parametrizations.compiled_evaluation import enrol, enrolled, remembered_weight, wants_values_alone
 from orthogonium.parametrizations.normalizers import BatchedIdentity
+from orthogonium.parametrizations.orthogonalizers import Orthogonalization
+
+
+class _Traits(NamedTuple):
+    """What every evaluation asks of the hooks."""
+
+    buffers: HookBuffers
+    refuses_nan: bool
 
 
 class Constraint(nn.Module):
@@ -26,8 +35,8 @@ class Constraint(nn.Module):
       ``.data`` only at the next switch of mode).
     - In training mode once for all readers of one forward pass, and anew after each backward pass.
     - Compiled evaluation without gradients looks the remembered weight up at run time: see `compiled_evaluation`.
-    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms and for tensor subclasses, at
-      each reading.
+    - Otherwise inside ``torch.compile``, in ``torch.export``, ``torch.func`` transforms, for tensor subclasses and
+      where a hook has parameters of its own, at each reading.
 
     A normaliser in front of a scale-invariant orthogonaliser changes neither weight nor gradient, and is not run.
 
@@ -44,8 +53,11 @@ class Constraint(nn.Module):
     def __init__(self, normalizer: nn.Module, orthogonalizer: nn.Module, label: str = "weight") -> None:
         super().__init__()
         self.normalizer, self.orthogonalizer, self.label = normalizer, orthogonalizer, label
-        self._evaluation: tuple[Evaluation, int] | None = None  # and the position of this weight in it
+        # an evaluation, the position of this weight in it, and the buffers of the hooks then
+        self._evaluation: tuple[Evaluation, int, Seen] | None = None
+        self._traits: _Traits | None = None  # of the hooks, as long as nothing is forgotten
         self._group: Any = None  # set by FusedConstraints; it refers to its members weakly
+        self._learns = _has_parameters(orthogonalizer) or (self._normalizes and _has_parameters(normalizer))
         self._enrol()
 
     def _enrol(self) -> None:
@@ -63,8 +75,10 @@ class Constraint(nn.Module):
 
     def forward(self, *originals: Tensor) -> Tensor:
         try:
+            if self._learns:
+                return self.compute(*originals)
             if _must_recompute(originals):
-                if not self.training and wants_values_alone(originals):
+                if self.is_looked_up(originals):
                     return remembered_weight(list(originals), self.number, list(self._weight_shape(originals[0])))
                 return self.compute(*originals)
             evaluation, position = self.current(originals)
@@ -80,24 +94,50 @@ class Constraint(nn.Module):
         plan = getattr(self.orthogonalizer, "plan", None)
         return tuple(original.shape) if plan is None else tuple(plan.weight_shape)
 
+    def is_looked_up(self, originals: Sequence[Tensor]) -> bool:
+        """Whether the operators of compiled evaluation may serve this weight to the code that is being traced."""
+        return not self.training and not self._learns and wants_values_alone(originals)
+
     def current(self, originals: Sequence[Tensor], alias: bool = False) -> tuple[Evaluation, int]:
         """The evaluation that holds this weight, and where in it; anew if what is remembered does not hold any more."""
-        if self._evaluation is not None:
-            evaluation, position = self._evaluation
-            if evaluation.is_current(position, originals, alias) and self._may_reuse(evaluation, position):
-                return self._evaluation
-        if self._group is None or not self._group.evaluate(self, originals):
-            normalizer = self.normalizer if self._normalizes else None
-            orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
+        known = self._evaluation  # read once: another thread may forget it
+        if known is not None:
+            evaluation, position, buffers = known
+            current = evaluation.is_current(position, originals, alias) and are_current(buffers)
+            if current and self._may_reuse(evaluation, position):
+                return evaluation, position
+        if self._group is not None and self._group.evaluate(self, originals):
+            known = self._evaluation
+            if known is not None:
+                return known[:2]
+        normalizer = self.normalizer if self._normalizes else None
+        orthogonalizer = self.orthogonalizer  # not self: the evaluation must not hold its holder
 
-            def compute(free: list[Tensor]) -> list[Tensor]:
-                return [_pipeline(normalizer, orthogonalizer, free)]
+        def compute(free: list[Tensor]) -> list[Tensor]:
+            return [_pipeline(normalizer, orthogonalizer, free)]
 
-            keep_graph = self.training and torch.is_grad_enabled()
-            direct = None if normalizer is not None else closed_form(orthogonalizer)
-            self._evaluation = Evaluation(compute, [originals], keep_graph, direct), 0
-        assert self._evaluation is not None
-        return self._evaluation
+        if not self._known_traits().refuses_nan:
+            for original in originals:
+                if original.device.type == "cpu":
+                    raise_if_not_finite("weight", original.detach())
+        keep_graph = self.training and torch.is_grad_enabled()
+        direct = None if normalizer is not None else closed_form(orthogonalizer)
+        made = Evaluation(compute, [originals], keep_graph, direct)
+        self.remember(made, 0)
+        return made, 0
+
+    def remember(self, evaluation: Evaluation, position: int) -> None:
+        """Take the weight at ``position`` of ``evaluation``, which has just been made."""
+        self._evaluation = evaluation, position, self._known_traits().buffers.now()
+
+    def _known_traits(self) -> _Traits:
+        traits = self._traits
+        if traits is None:
+            normalizes = self._normalizes and not self.training  # in training, reading moves its state
+            buffers = HookBuffers((self.orthogonalizer, *((self.normalizer,) if normalizes else ())))
+            hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
+            self._traits = traits = _Traits(buffers, isinstance(hook, Orthogonalization))
+        return traits
 
     def _may_reuse(self, evaluation: Evaluation, position: int) -> bool:
         if not self.training:
@@ -111,27 +151,38 @@ class Constraint(nn.Module):
         return self._normalizes and next(self.normalizer.buffers(), None) is not None
 
     def right_inverse(self, weight: Tensor) -> Any:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{self.label} must be a tensor, got {weight!r}")
+        self._check_dtype_of_base(weight)
         self.forget()
         with torch.no_grad():
             try:
                 free = _inverse(self.orthogonalizer, weight)
                 if isinstance(free, tuple):
-                    return (_inverse(self.normalizer, free[0]), *free[1:])
-                return _inverse(self.normalizer, free)
+                    return (_apart(_inverse(self.normalizer, free[0]), weight), *free[1:])
+                return _apart(_inverse(self.normalizer, free), weight)
             except NonFiniteError as error:
                 raise self._named(error) from None
+
+    def _check_dtype_of_base(self, weight: Tensor) -> None:
+        """Torch refuses another dtype after this hook has been called, and so after the base has moved."""
+        hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
+        base = getattr(hook, "base", None)
+        if isinstance(base, Tensor) and base.dtype != weight.dtype and weight.is_floating_point():
+            raise ValueError(
+                f"{self.label} must be {base.dtype}, got {weight.dtype}. Convert it with weight.to({base.dtype})."
+            )
 
     def matrix_right_inverse(self, matrix: Tensor) -> Tensor:
         """The first free tensor for an orthogonal matrix: all of a weight that is a matrix, one part of a kernel."""
         self.forget()
         with torch.no_grad():
             hook = getattr(self.orthogonalizer, "matrix_hook", self.orthogonalizer)
-            free: Tensor = _inverse(self.normalizer, _inverse(hook, matrix))
-            return free
+            return _apart(_inverse(self.normalizer, _inverse(hook, matrix)), matrix)
 
     def forget(self) -> None:
         """Compute anew at the next reading, for whoever has written where nobody could notice."""
-        self._evaluation = None
+        self._evaluation = self._traits = None
 
     def train(self, mode: bool = True) -> Constraint:
         self.forget()
@@ -153,7 +204,7 @@ class Constraint(nn.Module):
         """Nothing to restore; a checkpoint of another method has been translated before."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_evaluation": None, "_group": None}
+        return self.__dict__ | {"_evaluation": None, "_traits": None, "_group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -164,6 +215,15 @@ def _pipeline(normalizer: nn.Module | None, orthogonalizer: nn.Module, originals
     first = originals[0] if normalizer is None else normalizer(originals[0])
     weight: Tensor = orthogonalizer(first, *originals[1:])
     return weight
+
+
+def _has_parameters(hook: nn.Module) -> bool:
+    return next(hook.parameters(), None) is not None
+
+
+def _apart(free: Tensor, weight: Tensor) -> Tensor:
+    """``free`` in memory of its own: torch makes the free tensor share what it is given."""
+    return free.clone() if free.untyped_storage()._cdata == weight.untyped_storage()._cdata else free
 
 
 def _inverse(hook: nn.Module, weight: Tensor) -> Any:
@@ -181,3 +241,13 @@ def _must_recompute(originals: Sequence[Tensor]) -> bool:
 def _is_watched(original: Tensor) -> bool:
     """Whether changes of this tensor are noticed: who differentiates a plain one, as ``gradcheck``, may hide them."""
     return type(original) is nn.Parameter or (type(original) is Tensor and not original.requires_grad)
+
+
+def _remembered_free_tensors() -> Iterator[Tensor]:
+    for constraint in enrolled():
+        known = constraint._evaluation
+        if known is not None:
+            yield from known[0].originals
+
+
+watch_optimizers(_remembered_free_tensors)

@@ -48,8 +48,24 @@ class _Group:
         keep_graph = asking.training and torch.is_grad_enabled()
         evaluation = Evaluation(compute, [[free] for _, free in members], keep_graph)
         for position, (constraint, _) in enumerate(members):
-            constraint._evaluation = evaluation, position
+            constraint.remember(evaluation, position)
         return True
+
+
+def _is_fusible(constraint: Constraint, hook: Orthogonalization) -> bool:
+    """Whether one hook can speak for several: what it keeps in tensors is at most the base that a stack has, too."""
+    kept = {name for name, _ in hook.named_buffers()} | {name for name, _ in hook.named_parameters()}
+    return kept <= {"base"} and next(hook.children(), None) is None and not constraint._normalizes_state()
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _arguments(hook: Orthogonalization) -> Any:
+    """The attributes of a hook; those that cannot be compared make it unlike any other."""
+    own = ((name, value) for name, value in vars(hook).items() if name not in _OF_EVERY_MODULE)
+    return tuple((name, value if isinstance(value, _PLAIN) else id(value)) for name, value in sorted(own))
 
 
 class FusedConstraints:
@@ -63,8 +79,8 @@ class FusedConstraints:
         found: dict[Any, list[tuple[nn.Module, Constraint]]] = defaultdict(list)
         for owner, constraint in parametrized:
             hook, free = constraint.orthogonalizer, getattr(owner, "original", None)
-            if isinstance(hook, Orthogonalization) and isinstance(free, Tensor) and not constraint._normalizes_state():
-                key = (type(hook), hook.extra_repr(), free.shape, free.dtype, free.device)
+            if isinstance(hook, Orthogonalization) and isinstance(free, Tensor) and _is_fusible(constraint, hook):
+                key = (type(hook), _arguments(hook), free.shape, free.dtype, free.device)
                 found[key].append((owner, constraint))
         self._groups = [_Group(members) for members in found.values() if len(members) > 1]
         self._constraints = [[c for _, c in members] for members in found.values() if len(members) > 1]
@@ -82,7 +98,8 @@ class FusedConstraints:
     def remove(self) -> None:
         """Let every weight be computed on its own again."""
         for constraint in (c for constraints in self._constraints for c in constraints):
-            constraint._group = constraint._evaluation = None
+            constraint._group = None
+            constraint.forget()
         self._groups, self._constraints = [], []
 
     def __enter__(self) -> "FusedConstraints":

@@ -1,6 +1,6 @@
 """Skew kernels of bounded norm, whose exponential is an orthogonal convolution for any number of channels."""
 
-from math import prod
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class SkewKernel(nn.Module):
     ``√Πk · ‖(R Rᵀ)²‖_F^(1/4)``, with ``R`` the kernel as a ``(c, c Πk)`` matrix.
 
     Args:
-        angle: the largest norm, above 0: no singular direction is turned further than by this many radians.
+        angle: the largest norm, above 0 and finite: no singular direction is turned further than by this many radians.
         groups: of the convolution.
 
     Source: Singla and Feizi, "Skew orthogonal convolutions", ICML 2021; the bound by the reshaped kernel from the same
@@ -29,8 +29,8 @@ class SkewKernel(nn.Module):
 
     def __init__(self, angle: float = 2.0, groups: int = 1) -> None:
         super().__init__()
-        if not angle > 0:
-            raise ValueError(f"angle must be positive, got {angle}")
+        if not 0 < angle < math.inf:
+            raise ValueError(f"angle must be positive and finite, got {angle}")
         self.angle, self.groups = float(angle), groups
 
     def forward(self, free: Tensor) -> Tensor:
@@ -59,5 +59,7 @@ def _norm_bound(kernel: Tensor, groups: int) -> Tensor:
     rows = kernel.flatten(1).abs().sum(-1).amax()
     matrices = kernel.unflatten(0, (groups, -1)).flatten(2)
     gram = matrices @ matrices.mT
-    reshaped = torch.linalg.matrix_norm(gram @ gram).amax() ** 0.25 * prod(kernel.shape[2:]) ** 0.5
+    fourth = torch.linalg.matrix_norm(gram @ gram).amax()
+    root = torch.where(fourth > 0, torch.where(fourth > 0, fourth, 1.0) ** 0.25, 0.0)  # the root has no slope at zero
+    reshaped = root * math.prod(kernel.shape[2:]) ** 0.5
     return torch.minimum(rows, reshaped)

@@ -74,6 +74,10 @@ def test_bad_weights_are_refused_and_leave_the_layer_as_it_was(preset):
         layer.weight = torch.ones(3, 4)
     with pytest.raises(TypeError):
         layer.weight = torch.ones(3, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="float64"):
+        layer.weight = random_matrix((3, 5), singular_values=(1, 1), dtype=torch.float64, seed=0)
+    with pytest.raises(TypeError, match="must be a tensor, got None"):
+        layer.weight = None
     assert torch.equal(layer.eval().weight, before)
 
 

@@ -180,3 +180,26 @@ def test_different_arguments_are_different_groups():
     model = nn.Sequential(*(OrthoLinear(4, 4, ortho_params=recipe) for recipe in recipes))
     assert fused(model).sizes == []
     assert fused(nn.Sequential(nn.Linear(2, 2))).sizes == []
+
+
+class Scaled(BatchedPolarOrthogonalization):
+    """A gain per layer, kept where the printed form does not show it."""
+
+    def __init__(self, weight_shape, gain, buffer):
+        super().__init__(weight_shape)
+        if buffer:
+            self.register_buffer("gain", torch.tensor(gain))
+        else:
+            self.gain = gain
+
+    def orthogonalize(self, matrix):
+        return self.gain * super().orthogonalize(matrix)
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_hooks_of_ones_own_keep_their_state(buffer):
+    makers = [ClassParam(Scaled, gain=gain, buffer=buffer) for gain in (1.0, 3.0)]
+    model = nn.Sequential(*(OrthoLinear(4, 4, ortho_params=OrthoParams(orthogonalizer=make)) for make in makers))
+    with fused(model):
+        norms = [torch.linalg.matrix_norm(layer.weight, ord=2).item() for layer in model]
+    assert norms == pytest.approx([1.0, 3.0])

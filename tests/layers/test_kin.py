@@ -119,6 +119,15 @@ def test_running_statistics_are_right_from_the_first_batch_and_travel(made):
     assert layer.running_mean.abs().max() == 0
 
 
+@pytest.mark.parametrize("made", [og.BatchCentering, og.LipschitzBatchNorm])
+def test_an_empty_batch_leaves_running_statistics_alone(made):
+    layer = made(3)
+    layer(torch.randn(8, 3))
+    before = copy.deepcopy(layer.state_dict())
+    assert layer(torch.empty(0, 3)).shape == (0, 3)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
 def test_lipschitz_batch_norm_evens_out_channels():
     torch.manual_seed(0)
     layer = og.LipschitzBatchNorm(3, momentum=None)
@@ -175,3 +184,10 @@ def test_arguments_are_checked():
         og.SLLConv2d(3, padding_mode="reflect")
     with pytest.raises(ValueError, match="kernel_size must be at least 1"):
         og.ScaledAvgPool2d(0)
+
+
+def test_convex_residual_under_autocast():
+    block = og.layers.ConvexResidual(og.OrthoLinear(4, 4))
+    with torch.autocast("cpu", torch.bfloat16):  # the branch is rounded, the shortcut is not
+        block(torch.randn(2, 4)).float().sum().backward()
+    assert block.logit.grad is not None

@@ -130,5 +130,26 @@ def test_refused():
         layers.SkewOrthoConv2d(4, 4, 2)
     with pytest.raises(ValueError, match="angle must be positive"):
         layers.SkewOrthoConv2d(4, 4, 3, angle=0.0)
+    with pytest.raises(ValueError, match="finite, got inf"):  # a series of which no term would be the last
+        layers.SkewOrthoConv2d(4, 4, 3, angle=float("inf"))
     with pytest.raises(ValueError, match="padding_mode='reflect'"):
         layers.AOLConv2d(4, 4, 3, padding_mode="reflect")
+
+
+def test_a_skew_kernel_starts_at_the_identity():
+    layer = layers.SkewOrthoConv1d(2, 2, 3, bias=False).double()
+    x = torch.randn(1, 2, 5, dtype=torch.float64)
+    layer.weight = torch.zeros(2, 2, 3, dtype=torch.float64)
+    assert torch.equal(layer(x), x)
+    name = "parametrizations.weight.original"
+    zero = torch.zeros(2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda free: torch.func.functional_call(layer, {name: free}, (x,)), zero)
+
+
+@pytest.mark.parametrize("make", [layers.SkewOrthoConv2d, layers.AOLConv2d])
+def test_a_kernel_that_is_not_finite_is_named(make):
+    layer = make(2, 2, 3)
+    with torch.no_grad():
+        layer.parametrizations.weight.original[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=rf"{make.__name__}\.weight .* NaN or Inf in 1 of 36"):
+        layer(torch.ones(1, 2, 4, 4))

@@ -83,6 +83,8 @@ def test_an_include_that_matches_nothing_is_refused():
             function(mlp(), include="encoder*")
         with pytest.raises(TypeError, match=r"include must be name patterns or a function, got \[3\]"):
             function(mlp(), include=[3])
+    with pytest.raises(TypeError, match="exclude must be name patterns or a function, got 3"):
+        og.convert(nn.Linear(2, 2), exclude=3)
     with pytest.raises(TypeError, match=r"manifold must be name patterns or a function, got \[3\]"):
         og.parameter_groups(mlp(), manifold=[3])
 

@@ -151,7 +151,7 @@ def lipschitz_rule(*targets: Target, fresh: bool = False) -> Callable[[Callable[
 _HARMLESS = {
     "__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__dict__", "__weakref__", "__repr__",
     "__firstlineno__", "__static_attributes__", "__reduce_ex__", "__annotate__", "__annotate_func__",
-    "__annotations_cache__", "__annotate_func_vars__", "_dims", "extra_repr", "reset_parameters", "_arguments",
+    "__annotations_cache__", "__annotate_func_vars__", "_dims", "extra_repr", "reset_parameters",
 }  # fmt: skip
 
 
