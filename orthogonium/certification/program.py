@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.certification.frozen import frozen, frozen_tensor
 from orthogonium.certification.rules.registry import rule_for_function, rule_for_module
@@ -41,7 +42,7 @@ def build_program(model: nn.Module) -> tuple[fx.GraphModule, dict[str, nn.Module
             path = node.meta["path"] = node.target
             if id(module) not in names:
                 names[id(module)] = f"module_{len(names)}"
-                parts[names[id(module)]] = frozen(module, path) if path else frozen(module, "the model itself")
+                parts[names[id(module)]] = _frozen_twice(module, named(path))
                 originals[names[id(module)]] = module
             node.target = names[id(module)]
             node.meta.pop("module")
@@ -52,6 +53,18 @@ def build_program(model: nn.Module) -> tuple[fx.GraphModule, dict[str, nn.Module
     if not torch.equal(torch.random.get_rng_state(), generator):
         raise TypeError("the model draws random numbers in evaluation, so one bound cannot cover the next call")
     return fx.GraphModule(parts, graph).eval(), originals
+
+
+def _frozen_twice(module: nn.Module, path: str) -> nn.Module:
+    """:func:`frozen`, where reading a weight is the same each time. Constraints of this library and of torch are."""
+    copy = frozen(module, path)
+    own = [type(part).__module__.split(".")[0] for part in module.modules()]
+    if is_parametrized(module) and not {"torch", "orthogonium"}.issuperset(own):
+        again = dict(frozen(module, path).named_buffers())
+        for name, value in copy.named_buffers():
+            if not torch.equal(value, again[name]):
+                raise TypeError(f"{path} has another {name} each time that it is read, so one bound cannot cover them")
+    return copy
 
 
 def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:

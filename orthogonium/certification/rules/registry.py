@@ -165,7 +165,8 @@ def rule_for_module(module: nn.Module) -> Rule | None:
     added: set[str] = set()
     for ancestor in plain_type(module).__mro__:
         if ancestor in _RULES:
-            return None if added & set(dir(ancestor)) else _RULES[ancestor]
+            declared = {name for kind in ancestor.__mro__ for name in getattr(kind, "__annotations__", ())}
+            return None if added & {*dir(ancestor), *declared} else _RULES[ancestor]
         added |= set(vars(ancestor)) - _HARMLESS
     return None
 
