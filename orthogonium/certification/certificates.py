@@ -19,6 +19,7 @@ from orthogonium.linalg._rounding import UP
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48
+_SMALLEST = 2.0**-1000
 _FARTHEST = 2.0**20  # times the size of the input: farther out, rounding alone could decide
 _JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack)
 
@@ -211,7 +212,8 @@ def _certify(network: Network, x: Tensor, labels: Tensor | None, arithmetic: Ari
         prediction = logits.argmax(1)
         subject = prediction if labels is None else _checked_labels(labels, logits.shape[1], len(x))
         is_subject = torch.nn.functional.one_hot(subject, logits.shape[1]).bool()
-        gaps = (logits.gather(1, subject[:, None]) - logits).masked_fill(is_subject, math.inf)
+        most = torch.finfo(logits.dtype).max  # a difference may overflow
+        gaps = (logits.gather(1, subject[:, None]) - logits).clamp_max(most).masked_fill(is_subject, math.inf)
         reach = _reach(network, logits.shape[1])[subject] * UP
         logits_in_play = 2
     else:
@@ -241,7 +243,7 @@ def _radius(gaps: Tensor, reach: Tensor, error: Tensor) -> Tensor:
     room = (gaps - gaps.abs() * _ROUNDOFF * 2 - error[:, None]) * _DOWN
     radius = torch.where(reach > 0, room / reach, torch.where(room > 0, math.inf, 0.0))
     radius = torch.where(gaps == math.inf, math.inf, radius).amin(1) * _DOWN
-    return radius.nan_to_num(nan=0.0, posinf=math.inf).clamp_min(0)
+    return torch.where(radius > _SMALLEST, radius, 0.0)  # below it nothing is rounded down; NaN is not above
 
 
 def _reach(network: Network, classes: int) -> Tensor:

@@ -15,8 +15,10 @@ from orthogonium.certification.tracing import named, trace
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _IN_PLACE |= {operator.itruediv: operator.truediv}
 
-_SIZES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "itemsize"}
-_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "stride"}
+_SIZES = {"shape", "ndim"}
+_TYPES = {"dtype", "device", "is_cuda", "requires_grad", "itemsize"}
+_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement"}
+_TYPE_METHODS = {"is_floating_point", "stride"}
 
 
 def plain_network(model: nn.Module) -> nn.Module:
@@ -104,8 +106,13 @@ def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
 def is_size(node: fx.Node) -> bool:
     """Whether it reads a size or a type of a tensor, and none of its entries."""
     if node.op == "call_method":
-        return node.target in _SIZE_METHODS
-    return node.target is getattr and node.args[1] in _SIZES
+        return node.target in _SIZE_METHODS | _TYPE_METHODS
+    return node.target is getattr and node.args[1] in _SIZES | _TYPES
+
+
+def reads_type(node: fx.Node) -> bool:
+    """Whether it reads what may differ between evaluations of one size."""
+    return is_size(node) and (node.target in _TYPE_METHODS or (node.target is getattr and node.args[1] in _TYPES))
 
 
 def _allocates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -102,7 +102,9 @@ class Variable:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Stands for a number made from sizes that are not known, or not the same for every batch size."""
+    """Stands for a number that is not known, or not the same for every batch size."""
+
+    reason: str = "sizes that are not known or depend on the batch. Pass input_shape"
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def number(value: Any, name: str) -> float:
     if isinstance(value, bool | int | float):
         return float(value)
     if isinstance(value, Unknown):
-        raise Refused(f"has a {name} made from sizes that are not known or depend on the batch. Pass input_shape")
+        raise Refused(f"has a {name} made from {value.reason}")
     raise Refused(f"has {name}={value!r}, which is no real number")
 
 
