@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from orthogonium.certification.faithful import check_same_results
 from orthogonium.certification.forward_error import SizeRecorder, check_rounding, forward_error
 from orthogonium.certification.network import Network, analyse
 from orthogonium.certification.operators import row_distances
@@ -173,6 +174,7 @@ def _check_input(x: Tensor) -> None:
 
 def _network(model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Network:
     network = analyse(model, x.shape[1:])
+    check_same_results(model, network, x.shape[1:])
     check_rounding(network)
     if arithmetic is not BINARY64 and arithmetic.dtype != torch.float64:
         for name, value in network.program.named_buffers():

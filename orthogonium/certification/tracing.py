@@ -115,6 +115,8 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise TypeError("it computes under autocast, whose precision no bound speaks of. Leave autocast")
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         node.meta["scope"] = self.scopes[-1] if self.scopes else ""
         return node

@@ -99,6 +99,18 @@ def counting(model, x):
     return x * model.calls
 
 
+def under_autocast(model, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.a(x)
+
+
+def after_an_error(model, x):
+    try:
+        return 100 * x if len(x) else x
+    except TypeError:
+        return x
+
+
 class Noise(nn.Module):
     def forward(self, weight):
         return weight + torch.randn_like(weight)
@@ -176,6 +188,10 @@ def test_weights_that_compute_are_refused(make, message):
         (lambda m, x: x * (1 + 99 * (x.dtype == torch.float32)), "not the same in each evaluation"),
         (lambda m, x: x / x.itemsize, "not the same in each evaluation"),
         (lambda m, x: x * x.stride(1), "not the same in each evaluation"),
+        (under_autocast, "computes under autocast"),
+        (lambda m, x: 100 * x if isinstance(x, torch.Tensor) else x, "other results than what was traced"),
+        (lambda m, x: x if hasattr(x, "lengths") else 100 * x, "other results than what was traced"),
+        (after_an_error, "other results than what was traced|cannot be followed"),
         (through_an_older_view, "works in place on a tensor that is read again"),
         (with_a_number_for_inplace, "works in place on a tensor that is read again"),
         (lambda m, x: torch.func.functional_call(m.a, {"weight": 9 * m.a.weight}, (x,)), "changes weight of a"),
