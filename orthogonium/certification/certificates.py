@@ -188,7 +188,7 @@ def _network(model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Network:
 
 def _certify(network: Network, x: Tensor, labels: Tensor | None, arithmetic: Arithmetic) -> Certificate:
     assert network.output is not None
-    x = x.detach().to(device="cpu", dtype=torch.float64)
+    x = x.detach().as_subclass(Tensor).to(device="cpu", dtype=torch.float64)
     recorder = SizeRecorder(network)
     found: dict[fx.Node, Tensor] = {}
 

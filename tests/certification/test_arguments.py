@@ -60,3 +60,12 @@ def test_padding_set_after_the_layer_was_made_is_refused():
     layer.padding = (0, 0)
     with pytest.raises(ValueError, match="Make a new layer"):
         lipschitz_bound(layer, (1, 4, 4))
+
+
+def test_a_spread_that_float32_takes_for_zero_has_no_certificate():
+    layer = nn.BatchNorm1d(2, eps=1e-50).eval()
+    layer.running_var.zero_()
+    assert not layer(torch.ones(1, 2)).isfinite().any()
+    assert lipschitz_bound(layer).bound == pytest.approx(1e25)
+    with pytest.raises(TypeError, match="nothing is known about its rounding"):
+        og.certify(layer, torch.ones(1, 2), precision=torch.float32)
