@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from orthogonium.certification.faithful import check_same_results
 from orthogonium.certification.forward_error import SizeRecorder, check_rounding, forward_error
 from orthogonium.certification.network import Network, analyse
 from orthogonium.certification.operators import row_distances
@@ -19,6 +20,7 @@ from orthogonium.linalg._rounding import UP
 
 _ROUNDOFF = 2.0**-53
 _DOWN = 1 - 2.0**-48
+_SMALLEST = 2.0**-1000
 _FARTHEST = 2.0**20  # times the size of the input: farther out, rounding alone could decide
 _JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack)
 
@@ -172,6 +174,7 @@ def _check_input(x: Tensor) -> None:
 
 def _network(model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Network:
     network = analyse(model, x.shape[1:])
+    check_same_results(model, network, x.shape[1:])
     check_rounding(network)
     if arithmetic is not BINARY64 and arithmetic.dtype != torch.float64:
         for name, value in network.program.named_buffers():
@@ -185,7 +188,7 @@ def _network(model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Network:
 
 def _certify(network: Network, x: Tensor, labels: Tensor | None, arithmetic: Arithmetic) -> Certificate:
     assert network.output is not None
-    x = x.detach().to(device="cpu", dtype=torch.float64)
+    x = x.detach().as_subclass(Tensor).to(device="cpu", dtype=torch.float64)
     recorder = SizeRecorder(network)
     found: dict[fx.Node, Tensor] = {}
 
@@ -211,7 +214,8 @@ def _certify(network: Network, x: Tensor, labels: Tensor | None, arithmetic: Ari
         prediction = logits.argmax(1)
         subject = prediction if labels is None else _checked_labels(labels, logits.shape[1], len(x))
         is_subject = torch.nn.functional.one_hot(subject, logits.shape[1]).bool()
-        gaps = (logits.gather(1, subject[:, None]) - logits).masked_fill(is_subject, math.inf)
+        most = torch.finfo(logits.dtype).max  # a difference may overflow
+        gaps = (logits.gather(1, subject[:, None]) - logits).clamp_max(most).masked_fill(is_subject, math.inf)
         reach = _reach(network, logits.shape[1])[subject] * UP
         logits_in_play = 2
     else:
@@ -241,7 +245,7 @@ def _radius(gaps: Tensor, reach: Tensor, error: Tensor) -> Tensor:
     room = (gaps - gaps.abs() * _ROUNDOFF * 2 - error[:, None]) * _DOWN
     radius = torch.where(reach > 0, room / reach, torch.where(room > 0, math.inf, 0.0))
     radius = torch.where(gaps == math.inf, math.inf, radius).amin(1) * _DOWN
-    return radius.nan_to_num(nan=0.0, posinf=math.inf).clamp_min(0)
+    return torch.where(radius > _SMALLEST, radius, 0.0)  # below it nothing is rounded down; NaN is not above
 
 
 def _reach(network: Network, classes: int) -> Tensor:

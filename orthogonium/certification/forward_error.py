@@ -32,9 +32,9 @@ class SizeRecorder:
 
     def __init__(self, network: Network) -> None:
         self.sizes: dict[fx.Node, Tensor] = {}
-        self._wanted = {
-            node for step in network.steps.values() for node in step.inputs if _rounding(step).terms > 0
-        } | {node for node in network.steps if node.op == "placeholder"}
+        self._wanted = {node for step in network.steps.values() for node in step.inputs if _rounds(step)} | {
+            node for node in network.steps if node.op == "placeholder"
+        }
 
     def __call__(self, node: fx.Node, value: Any) -> None:
         if node in self._wanted:
@@ -75,7 +75,7 @@ def forward_error(
             stacked = torch.stack(carried)
             total = stacked.norm(dim=0) if step.response.stacked else stacked.sum(0)
         rounding = _rounding(step)
-        if rounding.terms:
+        if _rounds(step):
             reached = []
             for i in step.inputs:
                 measured = errors[i] if known is None else known[i]
@@ -88,6 +88,11 @@ def forward_error(
 def _rounding(step: Step) -> Rounding:
     assert step.response.rounding is not None
     return step.response.rounding
+
+
+def _rounds(step: Step) -> bool:
+    rounding = _rounding(step)
+    return rounding.terms > 0 or rounding.constant > 0
 
 
 def _fresh(step: Step, rounding: Rounding, sizes: list[Tensor], arithmetic: Arithmetic) -> Tensor:

@@ -12,6 +12,7 @@ def frozen(module: nn.Module, path: str, device: str = "cpu") -> nn.Module:
 
     Raises:
         ValueError: a parameter or buffer is complex, not finite, or without values.
+        TypeError: one is of a subclass of tensors.
     """
     kind = plain_type(module)
     copy = kind.__new__(kind)
@@ -31,6 +32,8 @@ def frozen(module: nn.Module, path: str, device: str = "cpu") -> nn.Module:
 
 def frozen_tensor(value: Tensor, path: str, kind: str, device: str = "cpu") -> Tensor:
     """``value`` in float64 if it is a floating-point number, checked and copied."""
+    if type(value) not in (Tensor, nn.Parameter):
+        raise TypeError(f"{path} ({kind}) is a {type(value).__name__}, which may compute anything. Use plain tensors")
     if value.is_complex():
         raise ValueError(f"{path} ({kind}) is complex; bounds and certificates are for real networks")
     if value.is_meta and device != "meta":

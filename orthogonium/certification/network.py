@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from orthogonium.certification.program import build_program, run
+from orthogonium.certification.program import build_program, is_size, reads_type, run
 from orthogonium.certification.rounding import hypot_up, sum_up, times_up
 from orthogonium.certification.rules.registry import (
     EXACT,
@@ -24,9 +24,9 @@ from orthogonium.certification.rules.registry import (
 )
 from orthogonium.certification.tracing import named
 
-_SIZES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "itemsize"}
-_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "stride"}
 _BATCHES = (2, 4)
+_ODD_BATCHES = (1, 3)  # numbers made from sizes may be others there
+_TYPED = Unknown("the type, device or strides of a tensor, which are not the same in each evaluation. Use a constant")
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _apply(
     args, kwargs = fx.map_arg(given, stand_in), fx.map_arg(named_ones, stand_in)
     if not inputs and _is_cast(node):  # to the type of an input: here everything is computed in float64
         return as_double(cast(Tensor, args[0]))
-    if not inputs or _is_size(node):
-        return _unvarying(node, values)
+    if not inputs or is_size(node):
+        return _unvarying(node, values, holders)
     path, kind, rule = _described(node, originals)
     if rule is None:
         raise TypeError(
@@ -202,12 +202,6 @@ def _article(node: fx.Node) -> str:
     return "is a" if node.op == "call_module" else "calls"
 
 
-def _is_size(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _SIZE_METHODS
-    return node.target is getattr and node.args[1] in _SIZES
-
-
 def _is_cast(node: fx.Node) -> bool:
     """Whether a constant is brought to the type or the device that a tensor has."""
     if node.op != "call_method" or node.target != "to":
@@ -217,28 +211,33 @@ def _is_cast(node: fx.Node) -> bool:
     return constant.op == "get_attr" and asked == others
 
 
-def _unvarying(node: fx.Node, values: list[dict[fx.Node, Any]] | None) -> Any:
+def _unvarying(node: fx.Node, values: list[dict[fx.Node, Any]] | None, holders: dict[fx.Node, Any]) -> Any:
     """A result that depends on sizes and constants only: its value, if it is the same for all batch sizes."""
-    if values is None and _is_number(node):
-        return Unknown()
-    first, second = (value.get(node, Unknown()) for value in values or ({}, {}))
-    if values is None or isinstance(first, Tensor):
+    found = [value.get(node, Unknown()) for value in values or ({}, {})]
+    first = found[0]
+    if isinstance(first, Tensor) or (values is None and not _is_number(node)):
         raise TypeError(
             f"{named(node.meta['scope'])} computes a tensor from sizes ({node.name}), which is not known here"
         )
-    return first if type(first) is type(second) and first == second else Unknown()
+    used = [holders[i] for i in node.all_input_nodes]
+    if isinstance(first, torch.dtype | torch.device):
+        return first
+    if reads_type(node) or any(h == _TYPED or isinstance(h, torch.dtype | torch.device) for h in used):
+        return _TYPED
+    return first if all(type(other) is type(first) and other == first for other in found) else Unknown()
 
 
 def _is_number(node: fx.Node) -> bool:
     """Whether it is a size, or arithmetic with sizes alone: anything else may be a tensor."""
     arithmetic = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
-    return _is_size(node) or (arithmetic and all(used.op != "get_attr" for used in node.all_input_nodes))
+    return is_size(node) or (arithmetic and all(used.op != "get_attr" for used in node.all_input_nodes))
 
 
 def _shapes(program: fx.GraphModule, input_shape: tuple[int, ...]) -> list[dict[fx.Node, Any]]:
-    """Every result for two batch sizes, without data where possible."""
+    """Every result for some batch sizes, without data where possible. Of the odd ones only what can be computed."""
     results = []
-    for batch in _BATCHES:
+    counts = any(is_size(node) for node in program.graph.nodes)
+    for batch in (*_BATCHES, *(_ODD_BATCHES if counts else ())):
         x = torch.zeros(batch, *input_shape, dtype=torch.float64)
         for abstract in (True, False):  # some modules read values
             found: dict[Any, Any] = {}
@@ -248,13 +247,14 @@ def _shapes(program: fx.GraphModule, input_shape: tuple[int, ...]) -> list[dict[
             except ValueError as error:
                 found["failure"] = error  # raised when a rule has not said it better
         results.append(found)
-    return results
+    return results[: len(_BATCHES)] + [found for found in results[len(_BATCHES) :] if "failure" not in found]
 
 
 def _result_shape(
     node: fx.Node, values: list[dict[fx.Node, Any]], path: str = "", kind: str = ""
 ) -> tuple[int, ...] | None:
     """The shape with batch of a tensor; refuses results in which the batch is not in front."""
+    values = values[: len(_BATCHES)]
     for value in values:
         if node not in value:
             raise value["failure"]  # type: ignore[index]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from orthogonium._reports import aligned
+from orthogonium.certification.faithful import check_same_results
 from orthogonium.certification.network import Network, analyse
 
 
@@ -78,7 +79,9 @@ def lipschitz_bound(model: nn.Module, input_shape: Sequence[int] | None = None) 
         Szegedy et al., "Intriguing properties of neural networks", ICLR 2014, section 4.3, for the product;
         docs/certificates.md for the rest.
     """
-    return bound_of(analyse(model, input_shape))
+    network = analyse(model, input_shape)
+    check_same_results(model, network, input_shape)
+    return bound_of(network)
 
 
 def bound_of(network: Network) -> NetworkBound:

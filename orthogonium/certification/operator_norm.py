@@ -116,6 +116,13 @@ def _arguments(module: Any, input_shape: Sequence[int] | None, stride_divides: b
     if geometry is None:  # of torch
         found |= {"stride": module.stride, "dilation": module.dilation, "padding": module.padding}
         found["padding_mode"] = module.padding_mode
+        if module.padding_mode != "zeros" and isinstance(module.padding, tuple):
+            used = tuple(module._reversed_padding_repeated_twice)
+            if used != tuple(side for side in reversed(module.padding) for _ in range(2)):
+                raise ValueError(
+                    f"padding={module.padding} was set after the layer was made, which pads by {used} with "
+                    f"padding_mode={module.padding_mode!r}. Make a new layer"
+                )
     else:
         found |= {"stride": geometry.stride, "dilation": geometry.dilation, "padding": geometry.pads}
         found["padding_mode"] = "circular" if geometry.circular else "zeros"

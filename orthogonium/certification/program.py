@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from orthogonium.certification.frozen import frozen, frozen_tensor
 from orthogonium.certification.rules.registry import rule_for_function, rule_for_module
@@ -13,6 +14,11 @@ from orthogonium.certification.tracing import named, trace
 
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _IN_PLACE |= {operator.itruediv: operator.truediv}
+
+_SIZES = {"shape", "ndim"}
+_TYPES = {"dtype", "device", "is_cuda", "requires_grad", "itemsize"}
+_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement"}
+_TYPE_METHODS = {"is_floating_point", "stride"}
 
 
 def plain_network(model: nn.Module) -> nn.Module:
@@ -38,7 +44,7 @@ def build_program(model: nn.Module) -> tuple[fx.GraphModule, dict[str, nn.Module
             path = node.meta["path"] = node.target
             if id(module) not in names:
                 names[id(module)] = f"module_{len(names)}"
-                parts[names[id(module)]] = frozen(module, path) if path else frozen(module, "the model itself")
+                parts[names[id(module)]] = _frozen_twice(module, named(path))
                 originals[names[id(module)]] = module
             node.target = names[id(module)]
             node.meta.pop("module")
@@ -51,12 +57,24 @@ def build_program(model: nn.Module) -> tuple[fx.GraphModule, dict[str, nn.Module
     return fx.GraphModule(parts, graph).eval(), originals
 
 
+def _frozen_twice(module: nn.Module, path: str) -> nn.Module:
+    """:func:`frozen`, where reading a weight is the same each time. Constraints of this library and of torch are."""
+    copy = frozen(module, path)
+    own = [type(part).__module__.split(".")[0] for part in module.modules()]
+    if is_parametrized(module) and not {"torch", "orthogonium"}.issuperset(own):
+        again = dict(frozen(module, path).named_buffers())
+        for name, value in copy.named_buffers():
+            if not torch.equal(value, again[name]):
+                raise TypeError(f"{path} has another {name} each time that it is read, so one bound cannot cover them")
+    return copy
+
+
 def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Refuse operations in place whose input is read afterwards, and make the others ordinary ones."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        inplace = node.target in _IN_PLACE or node.kwargs.get("inplace") is True
-        inplace = inplace or (node.op == "call_module" and getattr(modules[str(node.target)], "inplace", False) is True)
+        inplace = node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+        inplace = inplace or (node.op == "call_module" and bool(getattr(modules[str(node.target)], "inplace", False)))
         inplace = inplace or getattr(node.target, "__name__", str(node.target)) in ("relu_",)
         if not inplace:
             continue
@@ -69,10 +87,11 @@ def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
         )
         target = node.all_input_nodes[0] if node.all_input_nodes else None
         shared, front = set(), [] if target is None else [target]
-        while front:  # everything whose memory it may change, back to where that was allocated
+        while front:  # everything whose memory it may change: back to where that was allocated, and all other views
             other = front.pop()
             if other not in shared:
                 shared.add(other)
+                front += [user for user in other.users if order[user] < order[node] and not _allocates(user, modules)]
                 if not _allocates(other, modules):
                     front += other.all_input_nodes
         late = {user for other in shared for user in other.users if order[user] > order[node] and user is not node}
@@ -84,8 +103,22 @@ def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             )
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether it reads a size or a type of a tensor, and none of its entries."""
+    if node.op == "call_method":
+        return node.target in _SIZE_METHODS | _TYPE_METHODS
+    return node.target is getattr and node.args[1] in _SIZES | _TYPES
+
+
+def reads_type(node: fx.Node) -> bool:
+    """Whether it reads what may differ between evaluations of one size."""
+    return is_size(node) and (node.target in _TYPE_METHODS or (node.target is getattr and node.args[1] in _TYPES))
+
+
 def _allocates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether its result has memory of its own."""
+    if is_size(node):
+        return True
     rule = rule_for_module(modules[str(node.target)]) if node.op == "call_module" else rule_for_function(node.target)
     return node.op in ("call_module", "call_function", "call_method") and rule is not None and rule.fresh
 

@@ -1,5 +1,6 @@
 """What a model computes, as a graph of calls: library layers and torch modules stay whole, the rest is looked into."""
 
+import itertools
 import math
 import operator
 import traceback
@@ -85,7 +86,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_modules=(math,), autowrap_functions=())
         self.constants: dict[str, Tensor] = {}  # as they were when they were used
         self.sources: dict[str, Tensor] = {}
-        self.weights: dict[nn.Module, dict[str, Tensor]] = {}
+        self.states: dict[nn.Module, dict[str, Any]] = {}
         self.scopes: list[str] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -114,19 +115,25 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise TypeError("it computes under autocast, whose precision no bound speaks of. Leave autocast")
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         node.meta["scope"] = self.scopes[-1] if self.scopes else ""
         return node
 
-    def check_weights(self, module: nn.Module, path: str) -> None:
-        """Refuse a module that computes with other weights than when it was first called."""
-        weights = dict((*module.named_parameters(), *module.named_buffers()))
-        first = self.weights.setdefault(module, {})
-        for name, weight in weights.items():
-            if name not in first:
-                first[name] = weight.detach().clone()
-            elif not _same(weight, first[name]):
+    def check_state(self, module: nn.Module, path: str) -> None:
+        """Refuse a module that computes with other weights or options than when it was first called."""
+        state = _state(module)
+        if module not in self.states:
+            self.states[module] = {
+                name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in state.items()
+            }
+        first = self.states[module]
+        for name in {**first, **state}:
+            if name not in first or name not in state or not _same(first[name], state[name]):
                 raise TypeError(f"the model changes {name} of {named(path)} while it computes")
+        if any(part.training for part in module.modules()):
+            raise TypeError(f"the model puts {named(path)} into training mode while it computes")
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         varies = False
@@ -148,7 +155,7 @@ class _Tracer(fx.Tracer):
                     f"change its output. Remove them; in place of the old weight_norm and spectral_norm use those of "
                     f"torch.nn.utils.parametrizations"
                 )
-            self.check_weights(m, path)
+            self.check_state(m, path)
             proxy = self.create_proxy("call_module", path, args, kwargs)
             proxy.node.meta["module"] = m
             return proxy
@@ -162,8 +169,21 @@ def _global_hooks() -> bool:
     return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _state(module: nn.Module) -> dict[str, Any]:
+    """What it may compute with: its tensors, and its options as far as they are plain values."""
+    found: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        held = vars(part).items() if "parametrizations" not in path else ()
+        for name, value in (*held, *part._parameters.items(), *part._buffers.items()):
+            if isinstance(value, Tensor | int | float | str | tuple | list | None):
+                found[f"{path}.{name}" if path else name] = value
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
     """The same numbers, NaN where NaN."""
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return type(one) is type(other) and repr(one) == repr(other)
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return one.is_meta or bool(((one == other) | ((one != one) & (other != other))).all())
@@ -198,16 +218,41 @@ def trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     try:
         with torch.no_grad():
             graph = tracer.trace(_Model(model))
-        for node in graph.nodes:
-            if node.op == "call_module":
-                tracer.check_weights(node.meta["module"], node.target)
+            _check_states(graph, tracer)
+            first, tracer = tracer, _Tracer()
+            tracer.states = first.states
+            _check_equal(graph, first.constants, tracer.trace(_Model(model)), tracer.constants)
+            _check_states(graph, tracer)
     except Exception as error:
         if isinstance(error, TypeError) and "has forward hooks" in str(error):
             raise
         where = _users_line(error)
         scope = named(tracer.scopes[-1]) if tracer.scopes else "the model"
         raise TypeError(f"{scope} cannot be followed{where}: {_reason(error)}. {_ADVICE}") from error
-    return graph, tracer.constants
+    return graph, first.constants
+
+
+def _check_states(graph: fx.Graph, tracer: _Tracer) -> None:
+    for node in graph.nodes:
+        if node.op == "call_module":
+            tracer.check_state(node.meta["module"], node.target)
+
+
+def _check_equal(
+    graph: fx.Graph, constants: dict[str, Tensor], again: fx.Graph, constants_again: dict[str, Tensor]
+) -> None:
+    """Refuse a model that computes something else the second time: it counts, or draws numbers."""
+    for one, other in itertools.zip_longest(graph.nodes, again.nodes):
+        same = one is not None and other is not None and one.target == other.target and repr(one) == repr(other)
+        same = same and (one.op, repr(one.args), repr(one.kwargs)) == (other.op, repr(other.args), repr(other.kwargs))
+        if same and one.op == "get_attr":
+            same = _same(constants[one.target], constants_again[other.target])
+        if not same:
+            node = one or other
+            raise TypeError(
+                f"{named(node.meta['scope'])} computes something else the second time (at {node.name}), so one bound "
+                f"cannot cover the next call"
+            )
 
 
 def _users_line(error: BaseException) -> str:

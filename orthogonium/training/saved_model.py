@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
 import orthogonium.layers as layers
@@ -95,7 +95,8 @@ def save_run(
 
     Raises:
         TypeError: a layer of another kind, or with hooks; the message names its path.
-        ValueError: a network that is not for digits, weights that are not finite, or a radius.
+        ValueError: a network that is not for digits, or computes something else than its layers as data; weights that
+            are not finite, or a radius.
         RunFolderError: ``path`` cannot be used.
     """
     described = tuple(_described(name, module) for name, module in _chain(model, ""))
@@ -106,6 +107,7 @@ def save_run(
             _copy_weights(new, old)
     _check_saved(config)
     split = load_digits(evaluate_on, split_seed)
+    _check_same(model, plain, split.x_eval[:8])
     result = evaluate(plain, split.x_eval, split.y_eval, radii, attack_steps=0)
     folder = RunFolder.create(Path(path))
     write_json(folder.config, config.to_dict())
@@ -183,6 +185,18 @@ def _described(path: str, module: nn.Module) -> dict[str, Any]:
     if "bias" in module._parameters:
         arguments["bias"] = module.bias is not None
     return {"type": kind, **arguments}
+
+
+def _check_same(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
+    given = next(model.parameters(), x)
+    with evaluating(model), torch.no_grad():
+        expected = model(x.to(given)).to(x)
+        apart = float((plain(x) - expected).abs().max())
+    if not apart <= 1e-3 * (1 + float(expected.abs().max())):
+        raise ValueError(
+            f"the model gives other results than its layers as data, by {apart:.3g}: one of them computes something "
+            f"of its own, or was changed after it was made"
+        )
 
 
 def _built(layer: dict[str, Any]) -> nn.Module:

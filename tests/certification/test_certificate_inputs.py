@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from orthogonium.certification import certified_accuracy, certify
+from orthogonium.certification import Response, Rounding, certified_accuracy, certify, lipschitz_rule
+from orthogonium.certification.rules import registry
 from orthogonium.layers import MaxMin
 from tests.certification.test_certificates import linear, small_network
 
@@ -69,3 +70,21 @@ def test_bad_input_is_named():
         certified_accuracy(model, (torch.ones(1, 6), torch.tensor([0])), eps=(-0.1,))
     with pytest.raises(ValueError, match="no inputs"):
         certified_accuracy(model, [])
+
+
+def test_differences_that_overflow_and_denormal_radii_are_not_rounded_up():
+    far = certify(nn.Identity().eval(), torch.tensor([[1e308, -1e308]], dtype=torch.float64))
+    assert far.radius[0] <= 1.4142e308
+    near = certify(nn.Identity().eval(), torch.tensor([[0.0, 5e-324]], dtype=torch.float64))
+    assert near.radius[0] == 0
+
+
+def test_an_error_that_does_not_depend_on_the_precision_counts_on_its_own(monkeypatch):
+    class Coarse(nn.Module):
+        def forward(self, x):
+            return (4 * x).round() / 4
+
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    lipschitz_rule(Coarse)(lambda module, x: Response(1.0, Rounding(constant=0.125)))
+    certificate = certify(Coarse().eval(), torch.ones(1, 2))
+    assert certificate.error[0] >= 0.125 * 2**0.5

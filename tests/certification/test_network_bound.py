@@ -245,6 +245,15 @@ def test_in_place_operations_on_fresh_memory_are_fine():
     torch.testing.assert_close(plain_network(model)(x.double()).float(), model(x))
 
 
+def test_sizes_of_a_tensor_may_be_used_after_it_was_changed():
+    def forward(model, x):
+        y = model.a(x)
+        count = y.shape[1]
+        return F.relu(y, inplace=True).view(-1, count)
+
+    assert lipschitz_bound(written(forward, a=scaled_identity(4, 2.0)), (4,)).bound == pytest.approx(2)
+
+
 def test_sums_need_shapes_because_of_broadcasting():
     model = written(lambda m, x: x[:, :1] + m.a(x), a=scaled_identity(4, 1.0))
     with pytest.raises(TypeError, match="Pass input_shape"):

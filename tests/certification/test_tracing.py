@@ -1,5 +1,7 @@
 """Models that change what they compute with while they compute: the bound is of what they do, or they are refused."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -60,9 +62,112 @@ def assigned_data(model, x):
     return y
 
 
+def through_an_older_view(model, x):
+    y = model.a(x)
+    view, other = y.view(-1, 4), y.view(-1, 4)
+    view *= 100
+    return other
+
+
+def with_a_number_for_inplace(model, x):
+    y = model.a(x)
+    nn.functional.leaky_relu(y, 50.0, 1)
+    return y
+
+
+def with_an_option_set_for_one_call(model, x):
+    model.slope.negative_slope = 100.0
+    y = model.slope(x)
+    model.slope.negative_slope = 0.01
+    return y
+
+
+def with_a_bias_for_one_call(model, x):
+    bias, model.a.bias = model.a.bias, None
+    y = model.a(x)
+    model.a.bias = bias
+    return y
+
+
+def with_dropout_switched_on(model, x):
+    model.drop.train()
+    return model.drop(x)
+
+
+def counting(model, x):
+    model.calls = getattr(model, "calls", 0) + 1
+    return x * model.calls
+
+
+def under_autocast(model, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.a(x)
+
+
+def after_an_error(model, x):
+    try:
+        return 100 * x if len(x) else x
+    except TypeError:
+        return x
+
+
 class Noise(nn.Module):
     def forward(self, weight):
         return weight + torch.randn_like(weight)
+
+
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return weight * self.calls
+
+
+class Tripled(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return 3 * result if function is nn.functional.linear else result
+
+
+class Derived(nn.Linear):
+    """Its weight is computed from another tensor when it is read."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.in_features = self.out_features = 4
+        self.free, self.bias, self.reads = nn.Parameter(torch.eye(4)), None, 0
+
+    @property
+    def weight(self):
+        self.reads += 1
+        return self.free * self.reads
+
+
+def counted():
+    layer = scaled_identity(4, 1.0)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Counting())
+    return layer
+
+
+def of_a_subclass():
+    layer = scaled_identity(4, 1.0)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(Tripled))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (counted, "another weight each time that it is read"),
+        (of_a_subclass, "Tripled, which may compute anything"),
+        (Derived, "computes something else the second time"),
+    ],
+)
+def test_weights_that_compute_are_refused(make, message):
+    with pytest.raises(TypeError, match=message):
+        lipschitz_bound(nn.Sequential(make()).eval())
 
 
 @pytest.mark.parametrize(
@@ -73,9 +178,26 @@ class Noise(nn.Module):
         (through_data, "works in place on a tensor that is read again"),
         (through_transpose, "works in place on a tensor that is read again"),
         (assigned_data, r"assigns to \.data"),
+        (with_an_option_set_for_one_call, "changes negative_slope of slope while"),
+        (with_a_bias_for_one_call, "changes bias of a while"),
+        (with_dropout_switched_on, "puts drop into training mode"),
+        (counting, "computes something else the second time"),
+        (lambda m, x: x * random.random(), "computes something else the second time"),
+        (lambda m, x: x * (1 + 99 * (x.shape[0] % 2)), "depend on the batch"),
+        (lambda m, x: x * (1 + 99 * (x.shape[0] == 1)), "depend on the batch"),
+        (lambda m, x: x * (1 + 99 * (x.dtype == torch.float32)), "not the same in each evaluation"),
+        (lambda m, x: x / x.itemsize, "not the same in each evaluation"),
+        (lambda m, x: x * x.stride(1), "not the same in each evaluation"),
+        (under_autocast, "computes under autocast"),
+        (lambda m, x: 100 * x if isinstance(x, torch.Tensor) else x, "other results than what was traced"),
+        (lambda m, x: x if hasattr(x, "lengths") else 100 * x, "other results than what was traced"),
+        (after_an_error, "other results than what was traced|cannot be followed"),
+        (through_an_older_view, "works in place on a tensor that is read again"),
+        (with_a_number_for_inplace, "works in place on a tensor that is read again"),
         (lambda m, x: torch.func.functional_call(m.a, {"weight": 9 * m.a.weight}, (x,)), "changes weight of a"),
-        (lambda m, x: x * torch.rand(1), "draws random numbers"),
-        (lambda m, x: m.noisy(x), "draws random numbers"),
+        (lambda m, x: x * torch.rand(1), "computes something else the second time"),
+        (lambda m, x: x + 0 * torch.rand(1), "draws random numbers"),
+        (lambda m, x: m.noisy(x), "another weight each time that it is read"),
         (lambda m, x: nn.functional.softplus(x, threshold=0), r"jumps by 0\.693 at its threshold=0"),
         (lambda m, x: torch.einsum("nc,dc->nd", x, m.a.weight), "as x @ matrix"),
         (lambda m, x: torch.cat(x.split(2, 1), 1), "without taking them apart"),
@@ -89,6 +211,7 @@ class Noise(nn.Module):
 )
 def test_what_would_be_missed_is_refused(function, message):
     model = written(function, a=scaled_identity(4, 1.0), noisy=scaled_identity(4, 1.0))
+    model.slope, model.drop = nn.LeakyReLU(), nn.Dropout()
     nn.utils.parametrize.register_parametrization(model.noisy, "weight", Noise().eval())
     model.eval()
     with pytest.raises((TypeError, ValueError), match=message):

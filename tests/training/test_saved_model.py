@@ -121,3 +121,11 @@ def test_a_damaged_config_takes_a_line(damage, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "cannot be read" in error
     assert "Traceback" not in error
+
+
+def test_a_layer_changed_after_it_was_made_is_not_saved_as_its_arguments(tmp_path):
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
+    conv._conv_forward = lambda x, weight, bias: 2 * nn.functional.conv2d(x, weight, bias, padding=1)
+    model = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), conv, nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match="other results than its layers as data"):
+        save_run(tmp_path / "run", model)

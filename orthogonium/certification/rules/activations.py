@@ -32,6 +32,7 @@ from orthogonium.layers import GroupSort, MaxMin
 _GELU, _GELU_TANH, _SILU, _MISH = 1.128904145185155, 1.128993068658772, 1.099839320128867, 1.088498161251728
 _SELU = 1.0507009873554805 * 1.6732632423543774
 _TERMS = 16
+_RANGE = 80.0  # of logarithms whose exponentials stay normal numbers in float32
 
 
 def _smooth(slope: float, at_zero: float = 0.0, absolute: float | None = None, constant: float = 0.0) -> Response:
@@ -124,7 +125,8 @@ def _softplus_layer(module: nn.Softplus, x: Variable) -> Response:
 def _softplus(x: Variable, beta: Any = 1, threshold: Any = 20) -> Response:
     """Slope one. Above its threshold torch returns x, which is less by log(1 + exp(−threshold)) / beta: an error.
 
-    That is 2e-9 for torch's threshold of 20. A larger one is a jump, and no constant exists.
+    That is 2e-9 for torch's threshold of 20. A larger one is a jump, and no constant exists. Below a high threshold the
+    exponential overflows, in float32 from 88 on.
     """
     beta, threshold = number(beta, "beta"), number(threshold, "threshold")
     if not beta > 0:
@@ -132,7 +134,7 @@ def _softplus(x: Variable, beta: Any = 1, threshold: Any = 20) -> Response:
     jump = math.log1p(math.exp(-threshold)) / beta * (1 + 2.0**-40) if threshold > -700 else math.inf
     if jump * beta > 1e-6:
         raise Refused(f"jumps by {jump:.3g} at its threshold={threshold}. Use threshold=20, as torch does")
-    return _smooth(1.0, 1 / beta, 2.0, constant=jump)
+    return Response(1.0) if threshold > _RANGE else _smooth(1.0, 1 / beta, 2.0, constant=jump)
 
 
 @lipschitz_rule(nn.ELU, nn.CELU)
@@ -206,7 +208,17 @@ def _softmax_2d(module: nn.Softmax2d, x: Variable) -> Response:
     return _softmax(x, -3)
 
 
-@lipschitz_rule(F.softmax, torch.softmax, F.softmin, "softmax", fresh=True)
+@lipschitz_rule(torch.softmax, "softmax", fresh=True)
+def _typed_softmax(x: Variable, dim: int, dtype: Any = None) -> Response:
+    return _softmax(x, dim, dtype=dtype)
+
+
+@lipschitz_rule(torch.log_softmax, "log_softmax", fresh=True)
+def _typed_log_softmax(x: Variable, dim: int, dtype: Any = None) -> Response:
+    return _log_softmax(x, dim, dtype=dtype)
+
+
+@lipschitz_rule(F.softmax, F.softmin, fresh=True)
 def _softmax(x: Variable, dim: int, _stacklevel: int = 3, dtype: Any = None) -> Response:
     """The Jacobian ``diag p − p pᵀ`` has norm at most 1/2."""
     no_dtype(dtype)
@@ -217,7 +229,7 @@ def _softmax(x: Variable, dim: int, _stacklevel: int = 3, dtype: Any = None) -> 
     return Response(0.5, Rounding(length + _TERMS, 4.0, 1.0, entries=length))
 
 
-@lipschitz_rule(F.log_softmax, torch.log_softmax, "log_softmax", fresh=True)
+@lipschitz_rule(F.log_softmax, fresh=True)
 def _log_softmax(x: Variable, dim: int, _stacklevel: int = 3, dtype: Any = None) -> Response:
     """The Jacobian ``I − 1 pᵀ`` has norm at most √n, as p runs to a corner."""
     no_dtype(dtype)

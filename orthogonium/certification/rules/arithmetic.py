@@ -176,6 +176,8 @@ def _sorted(x: Variable, dim: int = -1, descending: bool = False, *, stable: boo
 @lipschitz_rule(torch.topk, "topk", fresh=True)
 def _topk(x: Variable, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Response:
     x.axis(dim)
+    if sorted is not True:
+        raise Refused(f"has sorted={sorted}: entries in no fixed order change places, which jumps. Leave sorted out")
     return Response(1.0, EXACT)
 
 
@@ -191,6 +193,8 @@ def _max(x: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -
 @lipschitz_rule(torch.linalg.vector_norm, torch.norm, "norm", fresh=True)
 def _norm(x: Variable, *args: Any, **kwargs: Any) -> Response:
     names = ("ord", "dim", "keepdim")
+    if len(args) > len(names):
+        raise Refused(f"has {len(args) + 1} arguments by position. Give those after keepdim by name")
     given = dict(zip(names, args, strict=False)) | kwargs
     no_dtype(given.get("dtype"))
     order = given.get("ord", given.get("p", 2))

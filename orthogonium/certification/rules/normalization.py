@@ -18,6 +18,7 @@ from orthogonium.certification.rules.registry import (
 )
 
 _UP = 1 + 2.0**-45
+_FAINT = 2.0**-60
 
 
 def _normalised(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Response:
@@ -28,6 +29,8 @@ def _normalised(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Ten
     scale = spread.rsqrt() if weight is None else as_double(weight).abs() * spread.rsqrt()
     shift = scale * as_double(mean).abs() + (0.0 if bias is None else as_double(bias).abs())
     norm = float(scale.max()) * _UP
+    if float(spread.min()) < _FAINT:  # which float32 may take for zero
+        return Response(norm)
     return Response(norm, Rounding(16, norm, vector_norm(shift) * _UP, entries=shift.numel()))
 
 
@@ -37,7 +40,8 @@ def _normalised(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Ten
     fresh=True,
 )
 def _layer(module: Any, x: Variable) -> Response:
-    if module.running_mean is None or module.running_var is None:
+    own = isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
+    if own or module.running_mean is None or module.running_var is None:
         raise Refused(
             "computes statistics of its input, since it has track_running_stats=False: it has no useful constant. "
             "Use track_running_stats=True"

@@ -39,13 +39,19 @@ def most_windows(kernel: int, stride: int, dilation: int = 1) -> int:
     return math.ceil(kernel * common / stride)
 
 
+def _steps(stride: Any, spans: tuple[int, ...]) -> tuple[int, ...]:
+    """Windows lie side by side where no stride is given, or an empty one."""
+    return spans if stride is None or stride == [] or stride == () else sizes(stride, len(spans))
+
+
 def _max_pool(x: Variable, dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any, indices: bool) -> Response:
     """Each output moves at most as far as its window, and a position lies in so many windows."""
     if indices:
         raise Refused("returns indices, which jump. Use return_indices=False")
     spans = sizes(kernel, dims)
-    steps = spans if stride is None or stride == [] else sizes(stride, dims)
-    count = math.prod(map(most_windows, spans, steps, sizes(dilation, dims)))
+    steps = _steps(stride, spans)
+    windows = zip(spans, steps, sizes(dilation, dims), strict=True)
+    count = math.prod(most_windows(*window) for window in windows)
     return Response(sqrt_up(count), EXACT)
 
 
@@ -88,7 +94,7 @@ def _average_pool(
 ) -> Response:
     """A Kronecker product of one small matrix per axis, written out with torch's own windows and divisors."""
     spans = sizes(kernel, dims)
-    steps = spans if stride is None or stride == [] else sizes(stride, dims)
+    steps = _steps(stride, spans)
     pads = sizes(padding, dims)
     scale = 1.0 if divisor is None else 1.0 / abs(divisor) * (1 + 2.0**-50)
     if x.shape is None:
@@ -210,8 +216,7 @@ def _power_pool_layer(module: Any, x: Variable) -> Response:
         )
     dims = next(d for d, c in enumerate((nn.LPPool1d, nn.LPPool2d, nn.LPPool3d), 1) if isinstance(module, c))
     spans = sizes(module.kernel_size, dims)
-    steps = spans if module.stride is None else sizes(module.stride, dims)
-    norm = sqrt_up(math.prod(map(most_windows, spans, steps)))
+    norm = sqrt_up(math.prod(map(most_windows, spans, _steps(module.stride, spans))))
     # squares underflow below the square root of the smallest number
     window = math.prod(spans)
     return Response(norm, Rounding(2 * window + 8, norm, constant=2.0**-60 * window, squares=True))

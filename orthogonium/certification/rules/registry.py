@@ -102,7 +102,9 @@ class Variable:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Stands for a number made from sizes that are not known, or not the same for every batch size."""
+    """Stands for a number that is not known, or not the same for every batch size."""
+
+    reason: str = "sizes that are not known or depend on the batch. Pass input_shape"
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def rule_for_module(module: nn.Module) -> Rule | None:
     added: set[str] = set()
     for ancestor in plain_type(module).__mro__:
         if ancestor in _RULES:
-            return None if added & set(dir(ancestor)) else _RULES[ancestor]
+            declared = {name for kind in ancestor.__mro__ for name in getattr(kind, "__annotations__", ())}
+            return None if added & {*dir(ancestor), *declared} else _RULES[ancestor]
         added |= set(vars(ancestor)) - _HARMLESS
     return None
 
@@ -185,7 +188,7 @@ def number(value: Any, name: str) -> float:
     if isinstance(value, bool | int | float):
         return float(value)
     if isinstance(value, Unknown):
-        raise Refused(f"has a {name} made from sizes that are not known or depend on the batch. Pass input_shape")
+        raise Refused(f"has a {name} made from {value.reason}")
     raise Refused(f"has {name}={value!r}, which is no real number")
 
 

@@ -17,7 +17,8 @@ _LINEAR = ("linear", "bilinear", "trilinear")
 
 @lipschitz_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, fresh=True)
 def _upsample(module: nn.Upsample, x: Variable) -> Response:
-    return _interpolate(x, module.size, module.scale_factor, module.mode, module.align_corners)
+    options = (module.size, module.scale_factor, module.mode, module.align_corners, module.recompute_scale_factor)
+    return _interpolate(x, *options)
 
 
 @lipschitz_rule(F.interpolate, F.upsample, fresh=True)
@@ -30,11 +31,8 @@ def _interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Response:
-    if mode not in (*_NEAREST, *_LINEAR) or antialias or recompute_scale_factor:
-        raise Refused(
-            f"has mode={mode!r}, antialias={antialias}, recompute_scale_factor={recompute_scale_factor}. Known are "
-            f"{_NEAREST + _LINEAR} without the others"
-        )
+    if mode not in (*_NEAREST, *_LINEAR) or antialias:
+        raise Refused(f"has mode={mode!r}, antialias={antialias}. Known are {_NEAREST + _LINEAR} without antialias")
     sides = input.known_shape("count copies")[2:]
     total, terms, absolute = 1.0, 16, 1.0
     for axis, side in enumerate(sides):
@@ -43,7 +41,7 @@ def _interpolate(
 
         def resize(eye: Tensor, out: Any = out, factor: Any = factor) -> Tensor:
             name = "linear" if mode in _LINEAR else mode
-            return F.interpolate(eye, out, factor, name, align_corners)
+            return F.interpolate(eye, out, factor, name, align_corners, recompute_scale_factor)
 
         matrix = impulses(resize, side)
         if mode in _NEAREST:

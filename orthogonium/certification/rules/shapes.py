@@ -69,7 +69,7 @@ def _flip(x: Variable, *dims: Any, **named: Any) -> Response:
 
 @lipschitz_rule(torch.roll, "roll", fresh=True)
 def _roll(x: Variable, shifts: Any, dims: Any = ()) -> Response:
-    if dims == ():
+    if dims is None or dims == () or dims == []:
         raise Refused("moves entries along all axes, the batch among them. Say which with dims")
     for dim in [dims] if isinstance(dims, int) else dims:
         x.axis(dim)
