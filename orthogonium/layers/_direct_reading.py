@@ -4,12 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from orthogonium.parametrizations import Constraint
 
 _CALL = nn.Module.__call__  # tracers put another one in its place while they are at work
+_HOOKS_ON_ALL = tuple(  # filled and emptied in place
+    hooks for name, hooks in vars(torch_module).items() if name.startswith("_global_") and isinstance(hooks, dict)
+)
 
 
 class _DirectReading(property):
@@ -39,24 +42,8 @@ def lone_constraint(module: Any, name: str) -> tuple[Constraint, list[Tensor]] |
     return None if _is_watched(listing) or _is_watched(constraint) else (constraint, list(free.values()))
 
 
-def _directly(name: str, given: Any) -> _DirectReading:
-    def read(module: Any) -> Tensor:
-        if not (torch.compiler.is_compiling() or parametrize._cache_enabled or _calls_are_watched()):
-            found = lone_constraint(module, name)
-            if found is not None:
-                return found[0].forward(*found[1])
-        return given.fget(module)
-
-    return _DirectReading(read, given.fset, given.fdel)
-
-
-def _calls_are_watched() -> bool:
-    """Whether somebody counts on every call of a module."""
-    return nn.Module.__call__ is not _CALL or _has_any_global_hook() or torch._C._get_tracing_state() is not None
-
-
 def _is_watched(module: Any) -> bool:
-    """Whether somebody counts on the calls of this one."""
+    """Whether somebody counts on the calls of this module."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -65,3 +52,19 @@ def _is_watched(module: Any) -> bool:
         or module._compiled_call_impl is not None
         or "forward" in module.__dict__
     )
+
+
+def _directly(name: str, given: Any) -> _DirectReading:
+    """Few calls and few objects: between two products of matrices, each comes from memory and not from a cache."""
+
+    def read(module: Any) -> Tensor:
+        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if not (traced or parametrize._cache_enabled or nn.Module.__call__ is not _CALL or any(_HOOKS_ON_ALL)):
+            found = lone_constraint(module, name)
+            if found is not None:
+                constraint, originals = found
+                value = None if torch.is_grad_enabled() else constraint.remembered_value(originals)
+                return constraint.forward(*originals) if value is None else value
+        return given.fget(module)
+
+    return _DirectReading(read, given.fset, given.fdel)

@@ -94,6 +94,16 @@ class Constraint(nn.Module):
         plan = getattr(self.orthogonalizer, "plan", None)
         return tuple(original.shape) if plan is None else tuple(plan.weight_shape)
 
+    def remembered_value(self, originals: Sequence[Tensor]) -> Tensor | None:
+        """What :meth:`forward` gives in evaluation without gradients, if it is at hand and nobody traces.
+
+        The very tensors that it was made from are the ones that were looked at then: wrapped or dual ones are others.
+        """
+        known = self._evaluation
+        if known is None or self.training or not known[0].is_current(known[1], originals) or not are_current(known[2]):
+            return None
+        return known[0].value(known[1]).detach()
+
     def is_looked_up(self, originals: Sequence[Tensor]) -> bool:
         """Whether the operators of compiled evaluation may serve this weight to the code that is being traced."""
         return not self.training and not self._learns and wants_values_alone(originals)
