@@ -8,7 +8,7 @@ from orthogonium.linalg.exponential import skew_frame
 from orthogonium.linalg.kernel_bound import absolute_kernel_norm_bound, kernel_norm_bound
 from orthogonium.linalg.kernels import adjoint_kernel, compose_kernels, identity_kernel, multiply_by_projector_taps
 from orthogonium.linalg.low_rank import low_rank_factors
-from orthogonium.linalg.polar import polar, polar_by_svd, soft_polar
+from orthogonium.linalg.polar import polar, polar_by_svd
 from orthogonium.linalg.power_iteration import power_iteration
 from orthogonium.linalg.qr import qr_orthogonalize
 from orthogonium.linalg.retractions import (
@@ -20,6 +20,7 @@ from orthogonium.linalg.retractions import (
     tangent_projection,
 )
 from orthogonium.linalg.small_step import polar_after_step
+from orthogonium.linalg.soft_polar import soft_polar
 from orthogonium.linalg.spectral_bound import spectral_norm_bound
 
 __all__ = [

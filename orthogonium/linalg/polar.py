@@ -20,12 +20,10 @@ from orthogonium.linalg._polar_routes import (
     SHIFTED,
     SVD_ONLY,
     keeps_rotated,
-    minimax_steps,
     nearest_orthogonal,
 )
 from orthogonium.linalg._precision import (
     in_working_precision,
-    scaled_to_one,
     smallest_safe_scale,
     without_autocast,
 )
@@ -274,35 +272,6 @@ def polar_with_pullback(matrix: Tensor, budget: int = 12) -> tuple[Tensor, Pullb
         return transposed(*polar_with_pullback(matrix.mT, budget))
     routed = _polar_forward(matrix, budget)
     return routed[0], lambda grad: _polar_backward(grad, matrix, *routed)
-
-
-@in_working_precision
-def soft_polar(matrix: Tensor, lowest: float = 1e-3) -> Tensor:
-    """The polar factor of the large singular values, by a fixed number of products: zero stays zero.
-
-    What orthogonalised momentum asks for: a direction, not a point. Singular values of at least ``lowest · ‖W‖_F``
-    become one to within 1 %, smaller ones grow in proportion, none exceeds 1.01, and nothing waits for the device.
-
-    Args:
-        matrix: ``(..., m, n)``. Not to be differentiated through; use :func:`polar` for that.
-        lowest: in ``(0, 1)``. 1e-3 takes six steps of three products each.
-
-    Returns:
-        ``(..., m, n)``.
-
-    Raises:
-        ValueError: fewer than two dimensions, or ``lowest`` outside ``(0, 1)``.
-        TypeError: not real floating point.
-
-    Source: Amsel, Persson, Musco and Gower, "The Polar Express", arXiv 2505.16932.
-    """
-    if not 0 < lowest < 1:
-        raise ValueError(f"lowest must be in (0, 1), got {lowest}")
-    if matrix.shape[-2] > matrix.shape[-1]:
-        return soft_polar(matrix.mT, lowest).mT
-    scaled, _ = scaled_to_one(matrix)
-    norm = torch.linalg.matrix_norm(scaled, keepdim=True)
-    return minimax_steps(scaled / torch.where(norm > 0, norm, 1.0), lowest, 1e-2)
 
 
 def _either_side(matrix: Tensor, budget: int) -> Tensor:
