@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 def check_matrix(name: str, value: Tensor) -> None:
-    """Raise ``ValueError`` unless ``value`` has at least two dimensions."""
+    """Raise ``TypeError`` unless ``value`` is a tensor, ``ValueError`` unless it has at least two dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}. Convert it with torch.as_tensor")
     if value.ndim < 2:
         raise ValueError(f"{name} must have shape (..., m, n), got {tuple(value.shape)}")
 

@@ -199,3 +199,9 @@ def test_partial_serves_as_well_as_class_param():
     assert repr(ClassParam(BatchedBjorckOrthogonalization, niters=3)) == (
         "ClassParam(BatchedBjorckOrthogonalization, niters=3)"
     )
+
+
+@pytest.mark.parametrize("name", ["polar", "cholesky_orthogonalize", "qr_orthogonalize", "spectral_norm_bound"])
+def test_what_is_no_tensor_is_named(name):
+    with pytest.raises(TypeError, match=r"matrix must be a torch\.Tensor, got list\. Convert it"):
+        getattr(orthogonium.linalg, name)([[1.0]])
