@@ -35,7 +35,9 @@ def converted(case):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     for _ in range(3):
         optimizer.zero_grad()
-        (model(x) - 1).square().mean().backward()
+        outputs = model(x)
+        apart = torch.arange(outputs.shape[1]).view(-1, *(1,) * (outputs.ndim - 2))  # so that margins grow
+        (outputs - apart).square().mean().backward()
         optimizer.step()
     return model.eval(), x, report, limit
 
@@ -87,11 +89,8 @@ def test_a_converted_classifier_is_certified(case, precision):
     model, x, _, _ = converted(case)
     certificate = og.certify(model, x, precision=precision)
     bound = og.lipschitz_bound(model, tuple(x.shape[1:])).bound
-    decided = certificate.margin > 1.5 * certificate.error
-    assert decided.any()
-    assert certificate.holds()[decided].all()
+    assert certificate.holds().all()
     if precision == torch.float64 or case == "resnet_convex":  # four sums of float32 numbers cost most of the radius
-        assert decided.all()
         assert (certificate.error < 0.05 * certificate.margin).all()
         assert (certificate.radius >= 0.8 * certificate.margin / (math.sqrt(2) * bound)).all()
     network = og.certification.plain_network(model)
