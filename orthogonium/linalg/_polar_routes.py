@@ -1,17 +1,17 @@
 """Roads to the polar factor of a wide matrix; which one is taken depends on how far it is from orthogonal.
 
-Each returns ``(Q, basis, stretch, route)``, the last three for the derivative; ``route`` is a pair on the CPU:
+Each returns ``(Q, basis, rotated, values, route)``, the last four for the derivative; ``route`` is a pair on the CPU:
 
-| route | taken when | ``basis`` | ``stretch`` |
+| route | taken when | ``basis`` | ``values`` |
 |---|---|---|---|
 | ``NEAR``, a bound on ``‖W Wᵀ/c − I‖₂`` | that bound is small | ``H⁻¹`` (wide), nothing (square) | ``√c`` |
-| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values, or ``Vᵀ W`` |
-| ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null rows 0 |
+| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values |
+| ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null ones 0 |
 | ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
 | ``SHIFTED``, the same | a CUDA graph is captured, so that nothing can be looked at | nothing | nothing |
 
-``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less
-than twice as wide as high (:func:`keeps_rotated`).
+``rotated`` is ``Vᵀ Q``, with null rows 0, where it saves a product: beside eigenvectors of matrices less than twice as
+wide as high (:func:`rotated_shape`).
 """
 
 import torch
@@ -36,7 +36,7 @@ from orthogonium.linalg.minimax import (
 NEAR, EIGENBASIS, PRODUCTS, SHIFTED = 0.0, 1.0, 2.0, 3.0
 SVD_ONLY = -1  # as a budget
 
-Routed = tuple[Tensor, Tensor, Tensor, Tensor]
+Routed = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 _DEGREES = {torch.float32: (2, 4, 6, 8), torch.float64: (2, 4, 6, 8, 11, 14)}
 _PRODUCTS = {2: 0, 4: 1, 6: 2, 8: 3, 11: 4, 14: 5}  # beyond the square, in `matrix_polynomial`
@@ -51,9 +51,10 @@ _LOWEST = 1e-3
 _ATTEMPTS = 3
 
 
-def keeps_rotated(matrix: Tensor) -> bool:
-    """Whether ``stretch`` has the shape of ``matrix`` and not of its singular values."""
-    return matrix.shape[-1] < 2 * matrix.shape[-2]
+def rotated_shape(matrix: Tensor) -> tuple[int, ...]:
+    """That of ``matrix``, or none of its columns where ``Vᵀ Q`` is not worth its memory."""
+    rows, columns = matrix.shape[-2:]
+    return (*matrix.shape[:-1], columns if columns < 2 * rows else 0)
 
 
 def _route(kind: float, parameter: float) -> Tensor:
@@ -70,13 +71,13 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     if budget == SVD_ONLY:
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    size = torch.linalg.matrix_norm(matrix)
-    safe = torch.finfo(matrix.dtype).tiny ** 0.375
-    if not (safe <= smallest(size) and largest(size) <= 1 / safe):  # also when NaN
+    gram = symmetric_product(matrix, matrix.mT)
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    safe = torch.finfo(matrix.dtype).tiny ** 0.75
+    if not (safe <= smallest(trace) and largest(trace) <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    gram = symmetric_product(matrix, matrix.mT)
-    near = _near(matrix, gram, size.square(), budget)
+    near = _near(matrix, gram, trace, budget)
     if near is not None:
         return near
     return by_minimax(matrix) if matrix.is_cuda else by_eigenbasis(matrix, gram)
@@ -114,18 +115,15 @@ def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | 
     inverse = matrix_polynomial(error, inverse_sqrt_coefficients(degree, radius), square)
     inverse /= scale[..., None, None]
     q = inverse @ matrix
-    if rows == matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
-        inverse, _ = _nothing(matrix)
-    if keeps_rotated(matrix):
-        stretch = scale[..., None, None].expand(matrix.shape)
-    else:
-        stretch = scale[..., None].expand(matrix.shape[:-1])
-    return q, inverse, stretch, _route(NEAR, spread)
+    basis, rotated, _ = _nothing(matrix)
+    if rows != matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
+        basis = inverse
+    return q, basis, rotated, scale[..., None].expand(matrix.shape[:-1]), _route(NEAR, spread)
 
 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
-    eigenvalues, basis = torch.linalg.eigh(gram.mT)  # by columns, as LAPACK reads: it is symmetric
+    eigenvalues, basis = torch.linalg.eigh(gram.mT, UPLO="U")  # by columns, as LAPACK reads: it is symmetric
     ratio = smallest(eigenvalues.select(-1, 0) / eigenvalues.select(-1, -1))
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:
@@ -134,17 +132,19 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
         double = matrix.double()
         return by_eigenbasis(matrix, double @ double.mT)
     wide = matrix if gram.dtype == matrix.dtype else matrix.double()
-    values = eigenvalues.sqrt()
-    if keeps_rotated(matrix):
-        stretch = basis.mT @ wide
-        q = basis @ (stretch / values[..., :, None])
+    shape = rotated_shape(matrix)
+    if shape[-1]:
+        rotated = basis.mT @ wide
+        values = torch.linalg.vector_norm(rotated, dim=-1)  # small ones are better known than from the eigenvalues
+        rotated /= values[..., :, None]
+        q = basis @ rotated
     else:
-        stretch = values
+        rotated, values = wide.new_empty(shape), eigenvalues.sqrt()
         q = symmetric_product(basis / values[..., None, :], basis.mT) @ wide
     q = newton_schulz(q)
     if gram.dtype != matrix.dtype:
-        q, basis, stretch = q.to(matrix.dtype), basis.to(matrix.dtype), stretch.to(matrix.dtype)
-    return q, basis, stretch, _EIGENBASIS_ROUTE.clone()
+        q, basis, rotated, values = (part.to(matrix.dtype) for part in (q, basis, rotated, values))
+    return q, basis, rotated, values, _EIGENBASIS_ROUTE.clone()
 
 
 def by_svd(matrix: Tensor) -> Routed:
@@ -162,8 +162,8 @@ def by_svd(matrix: Tensor) -> Routed:
     values = times_power_of_two(values, exponent[..., 0]).clamp_min(smallest_safe_scale(matrix.dtype))
     values = torch.where(null, 0.0, values)
     values = torch.where(largest > 0, values, 1.0)
-    stretch = values[..., :, None] * vh if keeps_rotated(matrix) else values
-    return q, u.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 1)
+    rotated = torch.where(values[..., :, None] == 0, 0.0, vh[..., : rotated_shape(matrix)[-1]])
+    return q, u.to(matrix.dtype), rotated.to(matrix.dtype), values.to(matrix.dtype), _route(EIGENBASIS, 1)
 
 
 def by_minimax(matrix: Tensor) -> Routed:
@@ -212,8 +212,7 @@ def minimax_steps(matrix: Tensor, lowest: float, tolerance: float) -> Tensor:
     return matrix
 
 
-def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Place-holders of the right shapes that take no memory."""
-    zero = matrix.new_zeros(())
-    stretch = matrix.shape if keeps_rotated(matrix) else matrix.shape[:-1]
-    return zero.expand(*matrix.shape[:-1], matrix.shape[-2]), zero.expand(stretch)
+    zero, shape = matrix.new_zeros(()), matrix.shape[:-1]
+    return zero.expand(*shape, shape[-1]), zero.expand(rotated_shape(matrix)), zero.expand(shape)
