@@ -1,9 +1,11 @@
-"""Calling an autograd function without the price of looking at its signature."""
+"""Calling an autograd function at the least price: no look at its signature, no more kept than will be asked for."""
 
 from typing import Any
 
 import torch
 from torch.autograd import Function
+
+from orthogonium.linalg._precision import differentiates_forward
 
 
 def apply(function: type[Function], *args: Any) -> Any:
@@ -15,3 +17,11 @@ def apply(function: type[Function], *args: Any) -> Any:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
+
+
+def needs_forward_rule() -> bool:
+    """Whether to take the variant of a function that has a ``jvp``.
+
+    ``torch.compile`` does not accept one, and without it there is less to save.
+    """
+    return not torch.compiler.is_compiling() and differentiates_forward()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from orthogonium.linalg._functions import apply
+from orthogonium.linalg._constants import half_lower
+from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import (
     largest,
@@ -16,7 +17,7 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, gram_error, lower_product, skew_part
+from orthogonium.linalg._products import add_product, gram_error, lower_product, roomy_product, skew_part
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 
 Factors = tuple[Tensor, Tensor]
@@ -71,10 +72,14 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     error = gram_error(q)
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    if not largest(torch.linalg.matrix_norm(error)) <= limit:
+    if not largest(torch.linalg.vector_norm(error, dim=(-2, -1))) <= limit:
         return None
-    step = error.tril_()
-    step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+    mask = half_lower(matrix.shape[-2], matrix)
+    if mask is None:
+        step = error.tril_()
+        step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+    else:
+        step = error.mul_(mask)
     return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
 
 
@@ -116,10 +121,10 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
         flat = _lq_backward(*(t.reshape(-1, *t.shape[-2:]) for t in (grad, q, lower)), special)
         return flat.reshape(grad.shape)
     with without_autocast(grad):
-        cross = grad @ q.mT
         if q.shape[-2] == q.shape[-1]:  # then G = C Q
-            right = skew_part(cross).triu_(1) @ q
+            right = skew_part(roomy_product(grad, q.mT)).triu_(1) @ q
         else:
+            cross = grad @ q.mT
             strict = cross.tril_().tril(-1)
             right = add_product(grad, cross.add_(strict.mT), q, scale=-1.0)
         if special.item():
@@ -205,7 +210,7 @@ class _DualLQ(_LQ):
 
 
 def _apply(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    factors: tuple[Tensor, Tensor, Tensor] = apply(_LQ if torch.compiler.is_compiling() else _DualLQ, matrix, method)
+    factors: tuple[Tensor, Tensor, Tensor] = apply(_DualLQ if needs_forward_rule() else _LQ, matrix, method)
     return factors
 
 

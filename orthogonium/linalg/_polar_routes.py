@@ -1,17 +1,17 @@
 """Roads to the polar factor of a wide matrix; which one is taken depends on how far it is from orthogonal.
 
-Each returns ``(Q, basis, rotated, values, route)``, the last four for the derivative; ``route`` is a pair on the CPU:
+Each returns ``(Q, basis, stretch, route)``, the last three for the derivative; ``route`` is a pair on the CPU:
 
-| route | taken when | ``basis`` | ``values`` |
+| route | taken when | ``basis`` | ``stretch`` |
 |---|---|---|---|
 | ``NEAR``, a bound on ``‖W Wᵀ/c − I‖₂`` | that bound is small | ``H⁻¹`` (wide), nothing (square) | ``√c`` |
-| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values |
-| ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null ones 0 |
+| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values, or ``Vᵀ W`` |
+| ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null rows 0 |
 | ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
 | ``SHIFTED``, the same | a CUDA graph is captured, so that nothing can be looked at | nothing | nothing |
 
-``rotated`` is ``Vᵀ Q``, with null rows 0, where it saves a product: beside eigenvectors of matrices less than twice as
-wide as high (:func:`rotated_shape`).
+``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less
+than twice as wide as high (:func:`keeps_rotated`).
 """
 
 import torch
@@ -36,7 +36,7 @@ from orthogonium.linalg.minimax import (
 NEAR, EIGENBASIS, PRODUCTS, SHIFTED = 0.0, 1.0, 2.0, 3.0
 SVD_ONLY = -1  # as a budget
 
-Routed = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Routed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _DEGREES = {torch.float32: (2, 4, 6, 8), torch.float64: (2, 4, 6, 8, 11, 14)}
 _PRODUCTS = {2: 0, 4: 1, 6: 2, 8: 3, 11: 4, 14: 5}  # beyond the square, in `matrix_polynomial`
@@ -51,10 +51,9 @@ _LOWEST = 1e-3
 _ATTEMPTS = 3
 
 
-def rotated_shape(matrix: Tensor) -> tuple[int, ...]:
-    """That of ``matrix``, or none of its columns where ``Vᵀ Q`` is not worth its memory."""
-    rows, columns = matrix.shape[-2:]
-    return (*matrix.shape[:-1], columns if columns < 2 * rows else 0)
+def keeps_rotated(matrix: Tensor) -> bool:
+    """Whether ``stretch`` has the shape of ``matrix`` and not of its singular values."""
+    return matrix.shape[-1] < 2 * matrix.shape[-2]
 
 
 def _route(kind: float, parameter: float) -> Tensor:
@@ -115,10 +114,13 @@ def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | 
     inverse = matrix_polynomial(error, inverse_sqrt_coefficients(degree, radius), square)
     inverse /= scale[..., None, None]
     q = inverse @ matrix
-    basis, rotated, _ = _nothing(matrix)
-    if rows != matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
-        basis = inverse
-    return q, basis, rotated, scale[..., None].expand(matrix.shape[:-1]), _route(NEAR, spread)
+    if rows == matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
+        inverse, _ = _nothing(matrix)
+    if keeps_rotated(matrix):
+        stretch = scale[..., None, None].expand(matrix.shape)
+    else:
+        stretch = scale[..., None].expand(matrix.shape[:-1])
+    return q, inverse, stretch, _route(NEAR, spread)
 
 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
@@ -132,19 +134,17 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
         double = matrix.double()
         return by_eigenbasis(matrix, double @ double.mT)
     wide = matrix if gram.dtype == matrix.dtype else matrix.double()
-    shape = rotated_shape(matrix)
-    if shape[-1]:
-        rotated = basis.mT @ wide
-        values = torch.linalg.vector_norm(rotated, dim=-1)  # small ones are better known than from the eigenvalues
-        rotated /= values[..., :, None]
-        q = basis @ rotated
+    values = eigenvalues.sqrt()
+    if keeps_rotated(matrix):
+        stretch = basis.mT @ wide
+        q = basis @ (stretch / values[..., :, None])
     else:
-        rotated, values = wide.new_empty(shape), eigenvalues.sqrt()
+        stretch = values
         q = symmetric_product(basis / values[..., None, :], basis.mT) @ wide
     q = newton_schulz(q)
     if gram.dtype != matrix.dtype:
-        q, basis, rotated, values = (part.to(matrix.dtype) for part in (q, basis, rotated, values))
-    return q, basis, rotated, values, _EIGENBASIS_ROUTE.clone()
+        q, basis, stretch = q.to(matrix.dtype), basis.to(matrix.dtype), stretch.to(matrix.dtype)
+    return q, basis, stretch, _EIGENBASIS_ROUTE.clone()
 
 
 def by_svd(matrix: Tensor) -> Routed:
@@ -162,8 +162,8 @@ def by_svd(matrix: Tensor) -> Routed:
     values = times_power_of_two(values, exponent[..., 0]).clamp_min(smallest_safe_scale(matrix.dtype))
     values = torch.where(null, 0.0, values)
     values = torch.where(largest > 0, values, 1.0)
-    rotated = torch.where(values[..., :, None] == 0, 0.0, vh[..., : rotated_shape(matrix)[-1]])
-    return q, u.to(matrix.dtype), rotated.to(matrix.dtype), values.to(matrix.dtype), _route(EIGENBASIS, 1)
+    stretch = values[..., :, None] * vh if keeps_rotated(matrix) else values
+    return q, u.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 1)
 
 
 def by_minimax(matrix: Tensor) -> Routed:
@@ -212,7 +212,8 @@ def minimax_steps(matrix: Tensor, lowest: float, tolerance: float) -> Tensor:
     return matrix
 
 
-def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Place-holders of the right shapes that take no memory."""
-    zero, shape = matrix.new_zeros(()), matrix.shape[:-1]
-    return zero.expand(*shape, shape[-1]), zero.expand(rotated_shape(matrix)), zero.expand(shape)
+    zero = matrix.new_zeros(())
+    stretch = matrix.shape if keeps_rotated(matrix) else matrix.shape[:-1]
+    return zero.expand(*matrix.shape[:-1], matrix.shape[-2]), zero.expand(stretch)

@@ -6,8 +6,14 @@ For large matrices a temporary, or one read against its layout, costs as much as
 import torch
 from torch import Tensor
 
+from orthogonium.linalg._constants import identity
+from orthogonium.linalg._precision import is_vectorized
+
 # Symmetric products are made in strips of this many rows; below two strips a call costs more than it saves.
 _STRIP = 128
+
+# From this side on a skew part is faster of a matrix with gaps, of a cache line, between its rows.
+_ROOMY, _GAP = 128, 16
 
 
 def add_product(addend: Tensor, left: Tensor, right: Tensor, scale: float, addend_scale: float = 1.0) -> Tensor:
@@ -52,15 +58,43 @@ def gram_error(matrix: Tensor) -> Tensor:
         error = symmetric_product(matrix, matrix.mT)
         error.diagonal(dim1=-2, dim2=-1).sub_(1.0)
         return error
-    identity = torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+    addend = identity(matrix.shape[-2], matrix)
     if matrix.ndim == 2:
-        return torch.addmm(identity, matrix, matrix.mT, beta=-1)
-    return torch.baddbmm(identity, matrix, matrix.mT, beta=-1)
+        return torch.addmm(addend, matrix, matrix.mT, beta=-1)
+    return torch.baddbmm(addend, matrix, matrix.mT, beta=-1)
+
+
+def roomy_product(left: Tensor, right: Tensor) -> Tensor:
+    """``A B``, ``(..., m, m)``, with gaps between its rows where that helps :func:`skew_part`.
+
+    A column of a row-major matrix whose side is a power of two falls into few sets of the cache; a gap spreads it.
+    """
+    room = _room(left, right)
+    if room is None:
+        return left @ right
+    return torch.mm(left, right, out=room) if left.ndim == 2 else torch.bmm(left, right, out=room)
+
+
+def add_roomy_product(addend: Tensor, left: Tensor, right: Tensor, scale: float, addend_scale: float = 1.0) -> Tensor:
+    """:func:`add_product`, likewise."""
+    room = _room(left, right)
+    if room is None:
+        return add_product(addend, left, right, scale, addend_scale)
+    product = torch.addmm if addend.ndim == 2 else torch.baddbmm
+    return product(addend, left, right, beta=addend_scale, alpha=scale, out=room)
+
+
+def _room(left: Tensor, right: Tensor) -> Tensor | None:
+    rows = left.shape[-2]
+    wanted = rows >= _ROOMY and left.ndim == right.ndim <= 3 and not left.is_cuda
+    if not wanted or is_vectorized(left) or is_vectorized(right):
+        return None
+    return left.new_empty((*left.shape[:-1], rows + _GAP))[..., :rows]
 
 
 def skew_part(matrix: Tensor) -> Tensor:
-    """``A − Aᵀ``. A copy in the other layout is made by blocks: faster than arithmetic across layouts, if large."""
-    if matrix.shape[-1] <= _STRIP:
+    """``A − Aᵀ``. Without gaps (:func:`roomy_product`) a large one is copied first, which torch does by blocks."""
+    if matrix.shape[-1] <= _STRIP or matrix.stride(-2) != matrix.shape[-1]:
         return matrix - matrix.mT
     flipped = matrix.mT.clone(memory_format=torch.contiguous_format)
     return flipped.neg_().add_(matrix)

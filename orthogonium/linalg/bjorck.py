@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from orthogonium.linalg._functions import apply
+from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._precision import in_working_precision, smallest_safe_scale, without_autocast
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg.polar import polar
@@ -83,7 +83,7 @@ class _DualPassThrough(_PassThrough):
 
 
 def _apply(matrix: Tensor, value: Tensor, damping: float) -> Tensor:
-    handed: Tensor = apply(_PassThrough if torch.compiler.is_compiling() else _DualPassThrough, matrix, value, damping)
+    handed: Tensor = apply(_DualPassThrough if needs_forward_rule() else _PassThrough, matrix, value, damping)
     return handed
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from orthogonium.linalg._functions import apply
+from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import without_autocast
-from orthogonium.linalg._products import add_product, skew_part
+from orthogonium.linalg._products import add_roomy_product, skew_part
 from orthogonium.linalg.minimax import polar_schedule
 
 # Rounding of the products about it, in units of eps: no iteration need be better.
@@ -87,7 +87,7 @@ def lyapunov(symmetric: Tensor, right: Tensor) -> Tensor:
     Returns:
         ``(..., n, n)``.
     """
-    solution: Tensor = apply(_Lyapunov if torch.compiler.is_compiling() else _DualLyapunov, symmetric, right)
+    solution: Tensor = apply(_DualLyapunov if needs_forward_rule() else _Lyapunov, symmetric, right)
     return solution
 
 
@@ -106,12 +106,15 @@ def skew_lyapunov_near_identity(deviation: Tensor, skew: Tensor, spread: float) 
         return 0.5 * skew
     # With K and C skew, the skew part of  a F K + b C + c K  is  a (F K + K F) + 2 b C + 2 c K.
     quarter = 0.25 * weight
-    previous, solution = 0.5 * skew, skew_part(add_product(skew, deviation, skew, scale=-quarter, addend_scale=quarter))
+    previous, solution = (
+        0.5 * skew,
+        skew_part(add_roomy_product(skew, deviation, skew, scale=-quarter, addend_scale=quarter)),
+    )
     error *= spread * weight / 2
     while error > tolerance:
         weight = 1.0 / (1.0 - 0.25 * spread * spread * weight)
         addend = previous.mul_(0.5 - 0.5 * weight).add_(skew, alpha=0.25 * weight)
-        following = skew_part(add_product(addend, deviation, solution, scale=-0.5 * weight))
+        following = skew_part(add_roomy_product(addend, deviation, solution, scale=-0.5 * weight))
         previous, solution = solution, following
         error *= spread * weight / 2
     return solution

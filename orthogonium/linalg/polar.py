@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from orthogonium.linalg._functions import apply
+from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._polar_routes import (
     EIGENBASIS,
@@ -19,16 +19,15 @@ from orthogonium.linalg._polar_routes import (
     PRODUCTS,
     SHIFTED,
     SVD_ONLY,
-    Routed,
+    keeps_rotated,
     nearest_orthogonal,
-    rotated_shape,
 )
 from orthogonium.linalg._precision import (
     in_working_precision,
     smallest_safe_scale,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, skew_part, symmetric_product
+from orthogonium.linalg._products import add_product, roomy_product, skew_part, symmetric_product
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
@@ -40,13 +39,12 @@ from orthogonium.linalg.lyapunov import (
 _SINGULAR = [EIGENBASIS, 1.0]  # the route of matrices that may be
 
 
-def _fake_forward(matrix: Tensor, budget: int) -> Routed:
-    shape = matrix.shape[:-1]
+def _fake_forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = matrix.shape[-2]
     return (
         torch.empty_like(matrix, memory_format=torch.contiguous_format),
-        matrix.new_empty((*shape, shape[-1])),
-        matrix.new_empty(rotated_shape(matrix)),
-        matrix.new_empty(shape),
+        matrix.new_empty((*matrix.shape[:-1], rows)),
+        matrix.new_empty(matrix.shape if keeps_rotated(matrix) else matrix.shape[:-1]),
         torch.empty(2, dtype=torch.float64),
     )
 
@@ -55,29 +53,27 @@ _polar_forward = opaque(_fake_forward)(nearest_orthogonal)
 
 
 @opaque(lambda grad, matrix, *rest: torch.empty_like(matrix, memory_format=torch.contiguous_format))
-def _polar_backward(
-    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, rotated: Tensor, values: Tensor, route: Tensor
-) -> Tensor:
+def _polar_backward(grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor) -> Tensor:
     """``K Q + H⁻¹ (G − G Qᵀ Q)`` with ``H K + K H = G Qᵀ − Q Gᵀ``, by the cheapest way that the forward pass left."""
     with without_autocast(grad):
         kind, parameter = route.tolist()
         if kind == NEAR:
-            return _backward_near(grad, matrix, q, basis, values, parameter)
+            return _backward_near(grad, matrix, q, basis, stretch, parameter)
         if kind in (PRODUCTS, SHIFTED):
             return _backward_products(grad, matrix, q, parameter, shifted=kind == SHIFTED)
-        return _backward_eigenbasis(grad, q, basis, rotated, values, special=parameter > 0)
+        return _backward_eigenbasis(grad, q, basis, stretch, special=parameter > 0)
 
 
-def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, values: Tensor, spread: float) -> Tensor:
+def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, stretch: Tensor, spread: float) -> Tensor:
     """``H`` is close to ``c I``: a few Chebyshev steps instead of a factorisation.
 
     The eigenvalues of ``H / c`` lie in ``[√(1 − e), √(1 + e)]``.
     """
     low, high = (1 - spread) ** 0.5, (1 + spread) ** 0.5
     spread = (high - low) / (high + low)
-    cross = grad @ q.mT
+    cross = roomy_product(grad, q.mT)
     skew = skew_part(cross)
-    scale = values[..., :1, None]
+    scale = stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
     if matrix.shape[-2] == matrix.shape[-1]:
         center = 0.5 * (high + low) * scale
         deviation = symmetric_product(matrix, q.mT).div_(center)
@@ -91,38 +87,40 @@ def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, val
     return add_product(inverse @ grad, solution.sub_(inverse @ cross), q, scale=1.0)
 
 
-def _backward_eigenbasis(
-    grad: Tensor, q: Tensor, basis: Tensor, rotated_q: Tensor, values: Tensor, special: bool
-) -> Tensor:
+def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, special: bool) -> Tensor:
     """``H = V diag(σ) Vᵀ``: the Lyapunov equation is a division by ``σᵢ + σⱼ``.
 
     Null directions (``special``) were completed by convention and have no derivative of their own.
     """
-    square = q.shape[-2] == q.shape[-1]
-    if rotated_q.shape[-1]:
-        rotated_grad = basis.mT @ grad
-        rotated = rotated_grad @ rotated_q.mT
-        inner = divided_by_sums(skew_part(rotated), values, special)
-        if square:
-            return basis @ (inner @ rotated_q)
-        inverse = _inverse_or_zero(values, special)
-        return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
-    # much wider than high: only two products with the long side
-    inverse = _inverse_or_zero(values, special)
-    cross = grad @ q.mT
-    rotated = basis.mT @ cross @ basis
-    if special:
-        rotated = torch.where(inverse.mT == 0, 0.0, rotated)
-    inner = divided_by_sums(skew_part(rotated), values, special).sub_(inverse * rotated)
-    if special:
-        inner = torch.where(inverse.mT == 0, 0.0, inner)
-    return add_product(symmetric_product(basis, inverse * basis.mT) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
-
-
-def _inverse_or_zero(values: Tensor, special: bool) -> Tensor:
-    """``1/σ`` as a column, and zero for null directions."""
+    if stretch.ndim == basis.ndim:
+        values = _row_norms_of_any_scale(stretch) if special else torch.linalg.vector_norm(stretch, dim=-1)
+    else:
+        values = stretch
     inverse = values.reciprocal()[..., :, None]
-    return torch.where(values[..., :, None] == 0, 0.0, inverse) if special else inverse
+    if special:
+        inverse = torch.where(values[..., :, None] == 0, 0.0, inverse)
+    if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
+        cross = grad @ q.mT
+        rotated = basis.mT @ cross @ basis
+        if special:
+            rotated = torch.where(inverse.mT == 0, 0.0, rotated)
+        inner = divided_by_sums(skew_part(rotated), values, special).sub_(inverse * rotated)
+        if special:
+            inner = torch.where(inverse.mT == 0, 0.0, inner)
+        return add_product(symmetric_product(basis, inverse * basis.mT) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
+    rotated_q, rotated_grad = inverse * stretch, basis.mT @ grad
+    rotated = roomy_product(rotated_grad, rotated_q.mT)
+    inner = divided_by_sums(skew_part(rotated), values, special)
+    if q.shape[-2] == q.shape[-1]:
+        return basis @ (inner @ rotated_q)
+    return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
+
+
+def _row_norms_of_any_scale(matrix: Tensor) -> Tensor:
+    """Norms of the rows whose squares would leave the range of the type."""
+    largest = matrix.abs().amax(-1, keepdim=True)
+    scaled = matrix / torch.where(largest > 0, largest, 1.0)
+    return torch.linalg.vector_norm(scaled, dim=-1) * largest[..., 0]
 
 
 def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float, shifted: bool = False) -> Tensor:
@@ -155,7 +153,7 @@ def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float, s
 
 class _Polar(Function):
     @staticmethod
-    def forward(matrix: Tensor, budget: int) -> Routed:
+    def forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _polar_forward(matrix, budget)
 
     @staticmethod
@@ -178,7 +176,7 @@ class _Polar(Function):
         info: Any, in_dims: tuple[int | None, None], matrix: Tensor, budget: int
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         assert in_dims[0] is not None
-        return _apply(matrix.movedim(in_dims[0], 0), budget), (0, 0, 0, 0, None)
+        return _apply(matrix.movedim(in_dims[0], 0), budget), (0, 0, 0, None)
 
 
 class _DualPolar(_Polar):
@@ -190,24 +188,27 @@ class _DualPolar(_Polar):
         ctx.save_for_forward(inputs[0], *output)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None, None, None, None]:
+    def jvp(ctx: Any, tangent: Tensor, unused: None) -> tuple[Tensor, None, None, None]:
         # the derivative is a self-adjoint map
-        return _differentiable_backward(tangent, *ctx.saved_tensors), None, None, None, None
+        return _differentiable_backward(tangent, *ctx.saved_tensors), None, None, None
 
 
-def _apply(matrix: Tensor, budget: int) -> Routed:
-    routed: Routed = apply(_Polar if torch.compiler.is_compiling() else _DualPolar, matrix, budget)
+def _apply(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    routed: tuple[Tensor, Tensor, Tensor, Tensor] = apply(
+        _DualPolar if needs_forward_rule() else _Polar, matrix, budget
+    )
     return routed
 
 
 def _differentiable_backward(
-    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, rotated: Tensor, values: Tensor, route: Tensor
+    grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor
 ) -> Tensor:
     """The same derivative from differentiable parts, for second derivatives and ``torch.func``."""
     with without_autocast(grad):
         null = None
         if not torch.compiler.is_compiling() and route.tolist() == _SINGULAR:
             matrix = matrix + torch.where((matrix == 0).all(-1, True).all(-2, True), q, 0.0)
+            values = stretch if stretch.ndim < basis.ndim else stretch.abs().amax(-1)
             null = (basis * (values == 0)[..., None, :]) @ basis.mT
             q = q - null @ q
         stretch = matrix @ q.mT

@@ -141,13 +141,13 @@ def test_the_bound_of_the_near_road_is_no_guess():
         matrix = with_singular_values((6, 9), values, dtype=torch.float64, seed=seed)
         routed = through_near(matrix)
         if routed is not None:
-            center = routed[3][0] ** 2
-            assert (values.square() / center - 1).abs().max() <= routed[-1][1] * (1 + 1e-12)
+            center = routed[2][0] ** 2
+            assert (values.square() / center - 1).abs().max() <= routed[3][1] * (1 + 1e-12)
 
 
 def test_which_road_is_taken():
     def kind(matrix, budget=12):
-        return routes.nearest_orthogonal(matrix, budget)[-1].tolist()
+        return routes.nearest_orthogonal(matrix, budget)[3].tolist()
 
     near = random_matrix((6, 6), singular_values=(0.95, 1.05), dtype=torch.float32, seed=0)
     far = random_matrix((6, 6), singular_values=(0.1, 2.0), dtype=torch.float32, seed=0)
@@ -177,27 +177,21 @@ def test_extreme_conditions_by_the_roads_for_them(dtype):
     ids=str,
 )
 def test_the_road_changes_before_digits_are_lost(condition, dtype):
-    """A Gram matrix loses ``eps κ²``: whatever road `polar` takes, weight and gradient are good to ``eps κ``.
-
-    Below κ = 32, where a Gram matrix of the same type is good enough, the gradient may lose one ``eps κ²`` a row at worst
-    (1,200 draws reach 0.7 of it) and a quarter of it in the median (they reach 0.14).
-    """
-    values = torch.tensor([1.0, 1.0, 0.9, 1.2 / condition, 1.1 / condition, 1 / condition], dtype=torch.float64)
-    same_type = condition < 32
-    errors = []
+    """A Gram matrix loses ``eps κ²``: whatever road `polar` takes, weight and gradient are good to ``eps κ``."""
+    small = torch.tensor([1.0, 1.0, 0.9, 1.2 / condition, 1.1 / condition, 1 / condition], dtype=torch.float64)
     for shape in [(6, 6), (6, 9), (9, 6)]:
-        for seed in range(10 if same_type else 1):
-            matrix = with_singular_values(shape, values, dtype=dtype, seed=seed).requires_grad_()
-            grad = gaussian(shape, dtype=dtype, seed=seed + 1)
-            q = polar(matrix)
-            (found,) = torch.autograd.grad(q, matrix, grad)
-            assert error_in_eps(q.detach(), matrix.detach()) <= 4, f"{shape}"
-            wide = [t.detach().mT if shape[0] > shape[1] else t.detach() for t in (matrix, grad, found)]
-            expected = reference_gradient(*wide[:2])
-            error = (wide[2] - expected).norm() / expected.norm()
-            errors.append(error / (min(shape) ** 0.5 * torch.finfo(dtype).eps * condition))
-    assert max(errors) <= (condition if same_type else 4)
-    assert torch.tensor(errors).median() <= (condition / 4 if same_type else 4)
+        matrix = with_singular_values(shape, small, dtype=dtype, seed=0).requires_grad_()
+        grad = gaussian(shape, dtype=dtype, seed=1)
+        q = polar(matrix)
+        (found,) = torch.autograd.grad(q, matrix, grad)
+        assert error_in_eps(q.detach(), matrix.detach()) <= 4, f"{shape}"
+        wide = [t.detach().mT if shape[0] > shape[1] else t.detach() for t in (matrix, grad, found)]
+        expected = reference_gradient(*wide[:2])
+        error = (wide[2] - expected).norm() / expected.norm()
+        units = (
+            max(4, condition / 2) if condition < 32 else 4
+        )  # up to there a Gram matrix of the same type is good enough
+        assert error <= units * min(shape) ** 0.5 * torch.finfo(dtype).eps * condition, f"{shape}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
