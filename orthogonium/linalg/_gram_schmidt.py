@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from orthogonium.linalg._constants import half_lower
+from orthogonium.linalg._figures import frobenius, largest
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import (
-    largest,
     raise_if_not_finite,
     scaled_to_one,
     smallest_safe_scale,
@@ -72,7 +72,7 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     error = gram_error(q)
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    if not largest(torch.linalg.vector_norm(error, dim=(-2, -1))) <= limit:
+    if not largest(frobenius(error)) <= limit:
         return None
     mask = half_lower(matrix.shape[-2], matrix)
     if mask is None:

@@ -17,11 +17,10 @@ than twice as wide as high (:func:`keeps_rotated`).
 import torch
 from torch import Tensor
 
+from orthogonium.linalg._figures import frobenius, largest, least_ratio, smallest, trace
 from orthogonium.linalg._precision import (
-    largest,
     raise_if_not_finite,
     scaled_to_one,
-    smallest,
     smallest_safe_scale,
     times_power_of_two,
 )
@@ -71,18 +70,18 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
     gram = symmetric_product(matrix, matrix.mT)
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    squares = trace(gram)
     safe = torch.finfo(matrix.dtype).tiny ** 0.75
-    if not (safe <= smallest(trace) and largest(trace) <= 1 / safe):  # also when NaN
+    if not (safe <= smallest(squares) and largest(squares) <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    near = _near(matrix, gram, trace, budget)
+    near = _near(matrix, gram, squares, budget)
     if near is not None:
         return near
     return by_minimax(matrix) if matrix.is_cuda else by_eigenbasis(matrix, gram)
 
 
-def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | None:
+def _near(matrix: Tensor, gram: Tensor, squares: Tensor, budget: int) -> Routed | None:
     """``Q = p(E) W / √c`` with ``c (I + E) = W Wᵀ`` and ``p(x) ≈ (1 + x)^(−½)``, if ``E`` is small enough.
 
     ``‖E‖₂ ≤ ‖E²‖_F^½`` bounds the spectrum before anything is spent, so the result is known to be orthogonal to
@@ -95,17 +94,17 @@ def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | 
         return None
     reach = inverse_sqrt_radius(degrees[-1], tolerance)
     # ‖E‖_F² = ‖W Wᵀ‖_F²/c² − m sorts most matrices out at the price of one norm; ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
-    excess = (rows * largest(torch.linalg.matrix_norm(gram) / trace)) ** 2 - rows
+    excess = (rows * largest(frobenius(gram) / squares)) ** 2 - rows
     if not excess <= 1.1 * (reach * rows**0.25) ** 2:
         return None
-    mean = trace / rows
+    mean = squares / rows
     error = gram / mean[..., None, None]
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
-    size = largest(torch.linalg.matrix_norm(error))
+    size = largest(frobenius(error))
     square = symmetric_product(error, error)
     # two bounds on ‖E²‖₂: the Frobenius norm, and the largest row sum, which wins where many values share the error
-    squares = (largest(torch.linalg.matrix_norm(square, kind)) for kind in ("fro", float("inf")))
-    spread = min(size, min(squares) ** 0.5)
+    bounds = largest(frobenius(square)), largest(torch.linalg.matrix_norm(square, float("inf")))
+    spread = min(size, min(bounds) ** 0.5)
     if spread > reach:
         return None
     degree = next(d for d in degrees if spread <= inverse_sqrt_radius(d, tolerance))
@@ -126,7 +125,7 @@ def _near(matrix: Tensor, gram: Tensor, trace: Tensor, budget: int) -> Routed | 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
     eigenvalues, basis = torch.linalg.eigh(gram.mT, UPLO="U")  # by columns, as LAPACK reads: it is symmetric
-    ratio = smallest(eigenvalues.select(-1, 0) / eigenvalues.select(-1, -1))
+    ratio = least_ratio(eigenvalues)
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:
         if matrix.dtype == torch.float64 or gram.dtype == torch.float64:
@@ -179,7 +178,7 @@ def by_minimax(matrix: Tensor) -> Routed:
         q = minimax_steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest, torch.finfo(work.dtype).eps)
         error = symmetric_product(q, q.mT)
         error.diagonal(dim1=-2, dim2=-1).sub_(1)
-        left = torch.linalg.matrix_norm(error).amax().item()
+        left = largest(frobenius(error))
         if left <= tolerance:
             q = newton_schulz(newton_schulz(q)).to(matrix.dtype)
             # more than rounding is left of values a little below `lowest`: the derivative's schedule has to cover them

@@ -101,16 +101,6 @@ def times_power_of_two(matrix: Tensor, exponent: Tensor) -> Tensor:
     return matrix * torch.ldexp(one, half) * torch.ldexp(one, exponent - half)
 
 
-def largest(values: Tensor) -> float:
-    """The largest of one figure per matrix, read back; for a single matrix without a reduction."""
-    return float(values.item() if values.ndim == 0 else values.amax().item())
-
-
-def smallest(values: Tensor) -> float:
-    """The smallest, likewise."""
-    return float(values.item() if values.ndim == 0 else values.amin().item())
-
-
 def smallest_safe_scale(dtype: torch.dtype) -> float:
     """The least scale that a gradient is divided by, so that its inverse stays far from overflow."""
     return math.ldexp(torch.finfo(dtype).tiny, 20)

@@ -21,12 +21,12 @@ from torch.autograd import Function
 
 from orthogonium._checks import check_floating, check_matrix
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
+from orthogonium.linalg._figures import frobenius, largest, trace
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import (
     differentiates_forward,
     in_dtype,
-    largest,
     raise_if_not_finite,
     without_autocast,
 )
@@ -68,7 +68,7 @@ def _coordinates(free: Tensor, base: Tensor) -> _Argument:
 
 def _small_matrix(skew: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """``(M, α)``, with ``α`` of the size of ``X₂`` so that ``M`` is balanced."""
-    size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()[..., None, None]
+    size = trace(gram).sqrt()[..., None, None]
     alpha = torch.where(size > 0, size, 1.0).detach()
     below = alpha * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     upper = torch.cat([skew, -gram / alpha], dim=-1)
@@ -77,15 +77,15 @@ def _small_matrix(skew: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _norm_bound(argument: _Argument) -> float:
     """An upper bound on ``‖A‖₂``: the singular values of a skew matrix come in pairs, so ``‖A‖_F / √2``."""
-    squared = torch.linalg.matrix_norm(argument.skew).square()
+    squared = frobenius(argument.skew).square()
     if argument.thin:
-        squared = squared + 2 * argument.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        squared = squared + 2 * trace(argument.gram)
     return (largest(squared) / 2) ** 0.5
 
 
 def _norm_bound_by_square(square: Tensor) -> float:
     """The same from ``S²``, whose norms are much closer to ``‖S‖₂²`` for a large matrix."""
-    pairs = largest(torch.linalg.matrix_norm(square)) / 2**0.5
+    pairs = largest(frobenius(square)) / 2**0.5
     rows = largest(torch.linalg.matrix_norm(square, float("inf")))
     return (1 + 1e-3) * min(pairs, rows) ** 0.5
 

@@ -177,21 +177,27 @@ def test_extreme_conditions_by_the_roads_for_them(dtype):
     ids=str,
 )
 def test_the_road_changes_before_digits_are_lost(condition, dtype):
-    """A Gram matrix loses ``eps κ²``: whatever road `polar` takes, weight and gradient are good to ``eps κ``."""
-    small = torch.tensor([1.0, 1.0, 0.9, 1.2 / condition, 1.1 / condition, 1 / condition], dtype=torch.float64)
+    """A Gram matrix loses ``eps κ²``: whatever road `polar` takes, weight and gradient are good to ``eps κ``.
+
+    Below κ = 32, where a Gram matrix of the same type is good enough, the gradient may lose one ``eps κ²`` a row at worst
+    (1,200 draws reach 0.7 of it) and a quarter of it in the median (they reach 0.14).
+    """
+    values = torch.tensor([1.0, 1.0, 0.9, 1.2 / condition, 1.1 / condition, 1 / condition], dtype=torch.float64)
+    same_type = condition < 32
+    errors = []
     for shape in [(6, 6), (6, 9), (9, 6)]:
-        matrix = with_singular_values(shape, small, dtype=dtype, seed=0).requires_grad_()
-        grad = gaussian(shape, dtype=dtype, seed=1)
-        q = polar(matrix)
-        (found,) = torch.autograd.grad(q, matrix, grad)
-        assert error_in_eps(q.detach(), matrix.detach()) <= 4, f"{shape}"
-        wide = [t.detach().mT if shape[0] > shape[1] else t.detach() for t in (matrix, grad, found)]
-        expected = reference_gradient(*wide[:2])
-        error = (wide[2] - expected).norm() / expected.norm()
-        units = (
-            max(4, condition / 2) if condition < 32 else 4
-        )  # up to there a Gram matrix of the same type is good enough
-        assert error <= units * min(shape) ** 0.5 * torch.finfo(dtype).eps * condition, f"{shape}"
+        for seed in range(10 if same_type else 1):
+            matrix = with_singular_values(shape, values, dtype=dtype, seed=seed).requires_grad_()
+            grad = gaussian(shape, dtype=dtype, seed=seed + 1)
+            q = polar(matrix)
+            (found,) = torch.autograd.grad(q, matrix, grad)
+            assert error_in_eps(q.detach(), matrix.detach()) <= 4, f"{shape}"
+            wide = [t.detach().mT if shape[0] > shape[1] else t.detach() for t in (matrix, grad, found)]
+            expected = reference_gradient(*wide[:2])
+            error = (wide[2] - expected).norm() / expected.norm()
+            errors.append(error / (min(shape) ** 0.5 * torch.finfo(dtype).eps * condition))
+    assert max(errors) <= (condition if same_type else 4)
+    assert torch.tensor(errors).median() <= (condition / 4 if same_type else 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
