@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from orthogonium.linalg._constants import half_lower
+from orthogonium.linalg._factorizations import gram_factor
 from orthogonium.linalg._figures import frobenius, largest
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
@@ -17,7 +18,7 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, gram_error, lower_product, roomy_product, skew_part
+from orthogonium.linalg._products import add_product, gram_error, roomy_product, skew_part
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 
 Factors = tuple[Tensor, Tensor]
@@ -67,7 +68,7 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     factorisation, entries out of range, NaN and Inf show. ``stable`` asks for ``E`` near rounding level: then ``κ``
     was harmless, and ``L`` is as good as ``Q``.
     """
-    lower = torch.linalg.cholesky_ex(lower_product(matrix, matrix.mT)).L
+    lower = gram_factor(matrix)
     q = solve_lower(lower, matrix)
     error = gram_error(q)
     eps = torch.finfo(matrix.dtype).eps

@@ -17,6 +17,7 @@ than twice as wide as high (:func:`keeps_rotated`).
 import torch
 from torch import Tensor
 
+from orthogonium.linalg._factorizations import eigenbasis
 from orthogonium.linalg._figures import frobenius, largest, least_ratio, smallest, trace
 from orthogonium.linalg._precision import (
     raise_if_not_finite,
@@ -124,7 +125,7 @@ def _near(matrix: Tensor, gram: Tensor, squares: Tensor, budget: int) -> Routed 
 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     """``Q = V diag(1/σ) Vᵀ W`` from the eigenvectors of the small Gram matrix, and one Newton–Schulz step."""
-    eigenvalues, basis = torch.linalg.eigh(gram.mT, UPLO="U")  # by columns, as LAPACK reads: it is symmetric
+    eigenvalues, basis = eigenbasis(gram)
     ratio = least_ratio(eigenvalues)
     limit = _GRAM_RATIO if gram.dtype == matrix.dtype else _GRAM_RATIO_DOUBLE
     if not ratio >= limit:

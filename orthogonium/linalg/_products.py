@@ -29,14 +29,15 @@ def _worth_strips(left: Tensor) -> bool:
     return left.ndim == 2 and left.shape[0] >= 2 * _STRIP and not left.is_cuda
 
 
-def lower_product(left: Tensor, right: Tensor) -> Tensor:
+def lower_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """The lower triangle of ``A B``, ``(..., m, m)``; above it, finite but arbitrary. Not differentiable."""
     if not _worth_strips(left):
-        return left @ right
-    result = torch.zeros(len(left), len(left), dtype=left.dtype, device=left.device)
+        return torch.matmul(left, right, out=out)
+    result = left.new_empty(len(left), len(left)) if out is None else out
     for start in range(0, len(left), _STRIP):
         stop = min(start + _STRIP, len(left))
         torch.mm(left[start:stop], right[:, :stop], out=result[start:stop, :stop])
+        result[start:stop, stop:].zero_()
     return result
 
 

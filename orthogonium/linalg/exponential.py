@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from orthogonium._checks import check_floating, check_matrix
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
+from orthogonium.linalg._factorizations import cholesky_factor
 from orthogonium.linalg._figures import frobenius, largest, trace
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
@@ -186,7 +187,7 @@ def _cayley_half(norm: float, argument: _Argument) -> Tensor:
         return torch.linalg.inv_ex(system).inverse
     definite = argument.square * -0.25
     definite.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    lower = torch.linalg.cholesky_ex(definite).L
+    lower = cholesky_factor(definite)
     if definite.shape[-1] >= _TRIANGULAR_SIDE:
         half = argument.skew * 0.5
         half.diagonal(dim1=-2, dim2=-1).add_(1.0)

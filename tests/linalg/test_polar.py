@@ -179,8 +179,8 @@ def test_extreme_conditions_by_the_roads_for_them(dtype):
 def test_the_road_changes_before_digits_are_lost(condition, dtype):
     """A Gram matrix loses ``eps κ²``: whatever road `polar` takes, weight and gradient are good to ``eps κ``.
 
-    Below κ = 32, where a Gram matrix of the same type is good enough, the gradient may lose one ``eps κ²`` a row at worst
-    (1,200 draws reach 0.7 of it) and a quarter of it in the median (they reach 0.14).
+    Below κ = 32, where a Gram matrix of the same type is good enough, the gradient may lose one ``eps κ²`` a row at
+    worst (1,200 draws reach 0.7 of it) and a quarter of it in the median (they reach 0.14).
     """
     values = torch.tensor([1.0, 1.0, 0.9, 1.2 / condition, 1.1 / condition, 1 / condition], dtype=torch.float64)
     same_type = condition < 32

@@ -1,0 +1,62 @@
+"""Factors of symmetric matrices, at sides that are bad for LAPACK as fast as at others.
+
+LAPACK's Cholesky factorisation works without blocks up to side 128, and where the rows of a matrix are a power of two
+apart its columns fall into few sets of the cache. A few more rows and columns that have nothing to do with the others
+avoid both: a third off at side 128, a tenth at 1024.
+"""
+
+import torch
+from torch import Tensor
+
+from orthogonium.linalg._products import lower_product
+
+_MORE = 8
+_BAD_FOR_CHOLESKY, _BAD_FOR_EIGENVECTORS = 128, 512  # sides, and their multiples
+
+
+def gram_factor(matrix: Tensor) -> Tensor:
+    """``L`` with ``L Lᵀ = W Wᵀ``, ``(..., m, m)``, lower triangular; anything where the factorisation fails."""
+    rows = matrix.shape[-2]
+    if rows % _BAD_FOR_CHOLESKY or matrix.is_cuda:
+        return torch.linalg.cholesky_ex(lower_product(matrix, matrix.mT)).L
+    larger, inner = _larger(matrix, rows)
+    lower_product(matrix, matrix.mT, out=inner)
+    return _inner_factor(larger, rows)
+
+
+def cholesky_factor(definite: Tensor) -> Tensor:
+    """``L`` with ``L Lᵀ = A``, likewise."""
+    rows = definite.shape[-1]
+    if rows % _BAD_FOR_CHOLESKY or definite.is_cuda:
+        return torch.linalg.cholesky_ex(definite).L
+    larger, inner = _larger(definite, rows)
+    inner.copy_(definite)
+    return _inner_factor(larger, rows)
+
+
+def _inner_factor(larger: Tensor, rows: int) -> Tensor:
+    larger[..., rows:, rows:].diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    factor = torch.linalg.cholesky_ex(larger).L
+    return factor.mT[..., :rows, :rows].contiguous().mT  # by columns, and no longer than needed
+
+
+def eigenbasis(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """``(λ, V)`` of a positive semidefinite ``G = V diag(λ) Vᵀ``, ``(..., m, m)``, ascending.
+
+    Read by columns and from the upper triangle, which is LAPACK's quicker one; ``G`` is symmetric.
+    """
+    rows = gram.shape[-1]
+    if rows % _BAD_FOR_EIGENVECTORS or gram.is_cuda:
+        return tuple(torch.linalg.eigh(gram.mT, UPLO="U"))
+    larger, inner = _larger(gram, rows)
+    inner.copy_(gram)
+    larger[..., :rows, rows:] = 0.0
+    values, basis = torch.linalg.eigh(larger.mT, UPLO="U")
+    return values[..., _MORE:], basis.mT[..., _MORE:, :rows].contiguous().mT  # those of the zeros come first
+
+
+def _larger(like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """A matrix with room, zero in the last rows and undefined elsewhere, and its upper left block."""
+    larger = like.new_empty((*like.shape[:-2], rows + _MORE, rows + _MORE))
+    larger[..., rows:, :] = 0.0
+    return larger, larger[..., :rows, :rows]
