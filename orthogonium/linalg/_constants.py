@@ -11,22 +11,30 @@ _KEPT = 64  # matrices, of at most 128 KiB each
 
 def identity(side: int, like: Tensor) -> Tensor:
     """``I``, of the dtype and device of ``like``. Not to be written into."""
-    return (_kept_identity if side <= _LARGEST else _identity)(side, like.dtype, like.device)
+    make = _kept_identity if side <= _LARGEST and _are_plain() else _identity
+    return make(side, like.dtype, like.device)
 
 
 def half_lower(side: int, like: Tensor) -> Tensor | None:
     """Ones below the diagonal, ``½`` on it, zeros above; nothing for large sides. Not to be written into."""
-    return _kept_half_lower(side, like.dtype, like.device) if side <= _LARGEST else None
+    if side > _LARGEST:
+        return None
+    return (_kept_half_lower if _are_plain() else _half_lower)(side, like.dtype, like.device)
+
+
+def _are_plain() -> bool:
+    """Whether tensors made now are of use later: modes and transforms put others in their place."""
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _identity(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what is kept has to serve everybody
+    with torch.inference_mode(False):
         return torch.eye(side, dtype=dtype, device=device)
 
 
-_kept_identity = lru_cache(_KEPT)(_identity)
+def _half_lower(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(side, side, dtype=dtype, device=device).tril_() - 0.5 * _identity(side, dtype, device)
 
 
-@lru_cache(_KEPT)
-def _kept_half_lower(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _identity(side, dtype, device).mul_(-0.5).add_(torch.ones(side, side, dtype=dtype, device=device).tril_())
+_kept_identity, _kept_half_lower = lru_cache(_KEPT)(_identity), lru_cache(_KEPT)(_half_lower)

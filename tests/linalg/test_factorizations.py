@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from orthogonium.linalg._constants import half_lower, identity
 from orthogonium.linalg._factorizations import cholesky_factor, eigenbasis, gram_factor
@@ -88,3 +89,14 @@ def test_constants(side):
         ones = torch.ones(side, side, dtype=torch.float64)
         assert torch.equal(mask + mask.mT, ones)
         assert torch.equal(mask, mask.tril())
+
+
+def test_what_modes_and_transforms_make_is_not_kept():
+    like = torch.empty(0)
+    with FakeTensorMode():
+        fake = identity(37, like), half_lower(37, like)
+    assert all(isinstance(t, FakeTensor) for t in fake)
+    torch.func.grad(lambda x: (identity(37, x) * half_lower(37, x) * x).sum())(torch.ones(37, 37))
+    for kept in (identity(37, like), half_lower(37, like)):
+        assert type(kept) is torch.Tensor
+        assert kept.tolist()[0][0] in (1.0, 0.5)
