@@ -5,7 +5,7 @@ and ``S = P₁ + P₂``. So ``S X`` and ``Π X`` are all that has to be multipli
 once, and a matrix of small integers takes ``X`` and its products to the positions of the longer kernel.
 
 A kernel is ``(groups, positions, rows, columns)`` here. Projectors multiply its rows from the *left*, or its columns
-from the right; the factors of a step are ``(groups, count, c, c)`` or, from the right, ``(count, groups, c, c)``.
+from the right; the factors of a step are ``(groups, count, c, c)``.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,9 @@ from torch import Tensor
 # Tap by tap (rows), what X and its products, S X and Π X or P X alone, contribute.
 _PAIR = ((0.0, 0.0, 1.0), (0.0, 1.0, -2.0), (1.0, -1.0, 1.0))
 _SINGLE = ((0.0, 1.0), (1.0, -1.0))
+
+# Kernels of fewer channels are composed in `_tap_products`: fewer calls, and half as much arithmetic again.
+_FEW_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,19 @@ class Steps:
         order: for each tap, as the steps count them (pairs, then single taps), which one it is; ``None`` if unchanged.
         groups: of channels.
         left: the side on which projectors act.
+        by_taps: whether `_tap_products` composes them: no axis has two steps, the kernel begins with one position, and
+            the channels are so few that calls count for more than arithmetic.
+        pair_taps, single_taps: ``(3, 2)`` and ``(2, 1)``: from ``S, Π`` and from ``P`` to the taps of a step, but for
+            the identity in the last one.
     """
 
     sequence: tuple[Step, ...]
     order: Tensor | None
     groups: int
     left: bool
+    by_taps: bool
+    pair_taps: Tensor
+    single_taps: Tensor
 
     @cached_property
     def pairs(self) -> int:
@@ -66,23 +76,36 @@ class Steps:
 
 
 def plan_steps(
-    axes: tuple[int, ...], sides: tuple[int, ...], groups: int, left: bool, dtype: torch.dtype, device: torch.device
+    axes: tuple[int, ...],
+    sides: tuple[int, ...],
+    groups: int,
+    channels: int,
+    left: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Steps:
-    """The steps of the taps along ``axes``, sorted, on a kernel that begins with ``sides``."""
+    """The steps of the taps along ``axes``, sorted, on ``channels`` and a kernel that begins with ``sides``."""
     # modes that replace tensors must not leave theirs in the cache
     make: Any = _plan_steps if torch._C._len_torch_dispatch_stack() == 0 else _plan_steps.__wrapped__
-    steps: Steps = make(axes, sides, groups, left, dtype, device)
+    steps: Steps = make(axes, sides, groups, channels < _FEW_CHANNELS, left, dtype, device)
     return steps
 
 
 @lru_cache(maxsize=256)
 def _plan_steps(
-    axes: tuple[int, ...], sides: tuple[int, ...], groups: int, left: bool, dtype: torch.dtype, device: torch.device
+    axes: tuple[int, ...],
+    sides: tuple[int, ...],
+    groups: int,
+    few: bool,
+    left: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Steps:
     found: list[Step] = []
     pairs: list[int] = []
     singles: list[int] = []
     done = 0
+    by_taps = few and prod(sides) == 1
     with torch.inference_mode(False):
         while done < len(axes):
             axis = axes[done]
@@ -96,8 +119,10 @@ def _plan_steps(
             found.append(Step(count, prod(sides), *mixing))
             sides = (*sides[:axis], sides[axis] + count, *sides[axis + 1 :])
             done += count
+            by_taps = by_taps and axis not in axes[done:]
         order = None if not pairs or not singles else torch.tensor(pairs + singles, device=device)
-        return Steps(tuple(found), order, groups, left)
+        taps = (torch.tensor(rows, dtype=dtype, device=device)[:, 1:] for rows in (_PAIR, _SINGLE))
+        return Steps(tuple(found), order, groups, left, by_taps, *taps)
 
 
 def _mixing(sides: tuple[int, ...], axis: int, count: int) -> list[Tensor]:
@@ -127,7 +152,7 @@ def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[T
     """
     groups = steps.groups
     projectors = torch.bmm(frames.mT, frames)
-    pairs = _pair_factors(projectors, steps)
+    pairs = pair_factors(projectors, steps)
     kept = [projectors, pairs]
     factors = _by_step(steps, pairs, projectors)
     x = start
@@ -140,19 +165,22 @@ def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[T
     return x, kept
 
 
-def _pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
-    """``S`` and ``Π`` of every pair."""
+def pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
+    """``S`` and ``Π`` of every pair, ``(pairs, groups, 2, c, c)``."""
     c, n, groups = projectors.shape[-1], steps.pairs, steps.groups
     if n == 0:
         return projectors[:0]
-    result = projectors.new_empty((n, groups, 2, c, c) if steps.left else (n, 2, groups, c, c))
-    total, product = result.unbind(2 if steps.left else 1)
+    result = projectors.new_empty((n, groups, 2, c, c))
+    if groups == 1:
+        flat, both = result.view(n, 2, c, c), projectors[: 2 * n].view(n, 2, c, c)
+        first, second = both.select(1, 0), both.select(1, 1)
+        torch.add(first, second, out=flat.select(1, 0))
+        torch.bmm(second, first, out=flat.select(1, 1))
+        return result
+    total, product = result.unbind(2)
     first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
     torch.add(first, second, out=total)
-    if groups == 1:
-        torch.bmm(second[:, 0], first[:, 0], out=product[:, 0])
-    else:
-        torch.matmul(second, first, out=product)
+    torch.matmul(second, first, out=product)
     return result
 
 
@@ -162,8 +190,7 @@ def _by_step(steps: Steps, pairs: Tensor, projectors: Tensor) -> list[Tensor]:
     doubles = iter(pairs.unbind(0))
     if steps.pairs == len(steps.sequence):
         return list(doubles)
-    single = (-1, groups, 1, c, c) if steps.left else (-1, 1, groups, c, c)
-    singles = iter(projectors[2 * steps.pairs * groups :].view(single).unbind(0))
+    singles = iter(projectors[2 * steps.pairs * groups :].view(-1, groups, 1, c, c).unbind(0))
     return [next(doubles if step.count == 2 else singles) for step in steps.sequence]
 
 
@@ -183,25 +210,28 @@ def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> list[Tensor
         products = torch.bmm(_stacked(factors, positions), x.view(groups * positions, rows, columns))
         return [products.view(groups, positions * step.count, rows * columns)]
     tall = x.view(groups, positions * rows, columns)
-    return [torch.bmm(tall, factor.mT).view(groups, positions, rows * columns) for factor in factors.unbind(0)]
+    return [torch.bmm(tall, factor.mT).view(groups, positions, rows * columns) for factor in factors.unbind(1)]
 
 
-def compose_backward(
-    grad: Tensor, frames: Tensor, steps: Steps, projectors: Tensor, pairs: Tensor, kernels: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def compose_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients of ``start`` and ``frames``, given that of the kernel that :func:`compose` returned, of its shape."""
+    projectors, pairs, *kernels = kept
     grad_x, grad_factors = grad, []
     factors = _by_step(steps, pairs, projectors)
     for step, x, factor in zip(reversed(steps.sequence), reversed(kernels), reversed(factors), strict=True):
         both = torch.bmm(step.unmix, grad_x.flatten(2))
         grad_x, grad_factor = _multiply_backward(both, factor, x, step, steps.left)
         grad_factors.append(grad_factor)
-    change = _projector_gradients(grad_factors[::-1], projectors, steps)
+    in_order = list(zip(reversed(grad_factors), steps.sequence, strict=True))
+    doubles = [grad for grad, step in in_order if step.count == 2]
+    singles = [grad[:, 0] for grad, step in in_order if step.count == 1]
+    of_pairs = torch.stack(doubles) if doubles else projectors[:0]
+    change = projector_gradients(of_pairs, torch.cat(singles) if singles else projectors[:0], projectors, steps)
     return grad_x, torch.bmm(frames, change + change.mT)
 
 
 def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, left: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x`` and of the factors, ``(count, groups, c, c)``, given that of ``X`` and its products."""
+    """Gradients of ``x`` and of the factors, ``(groups, count, c, c)``, given that of ``X`` and its products."""
     groups, positions, rows, columns = x.shape
     if left:
         own, later = both.split((positions, positions * step.count), 1)
@@ -210,32 +240,37 @@ def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, lef
         found = torch.baddbmm(own, _stacked(factors, positions).mT, flat).view(x.shape)
         grad = torch.bmm(flat, x.view(groups * positions, rows, columns).mT)
         grad = grad.view(groups, positions, step.count, rows, rows)
-        return found, (grad[:, 0] if positions == 1 else grad.sum(1)).transpose(0, 1)
+        return found, grad[:, 0] if positions == 1 else grad.sum(1)
     found, *parts = (part.reshape(groups, positions * rows, columns) for part in both.split(positions, 1))
     tall = x.view(groups, positions * rows, columns)
-    for part, factor in zip(parts, factors.unbind(0), strict=True):
+    for part, factor in zip(parts, factors.unbind(1), strict=True):
         found = torch.baddbmm(found, part, factor)
-    return found.view(x.shape), torch.stack([torch.bmm(part.mT, tall) for part in parts])
+    return found.view(x.shape), torch.stack([torch.bmm(part.mT, tall) for part in parts], 1)
 
 
-def _projector_gradients(grads: Sequence[Tensor], projectors: Tensor, steps: Steps) -> Tensor:
-    """In the order of the projectors. Those are symmetric."""
+def projector_gradients(of_pairs: Tensor, of_singles: Tensor, projectors: Tensor, steps: Steps) -> Tensor:
+    """Those of the projectors, which are symmetric, in their order.
+
+    Args:
+        of_pairs: the gradients of ``S`` and ``Π``, ``(pairs, groups, 2, c, c)``; anything without pairs.
+        of_singles: of the projectors of single taps, ``(taps · groups, c, c)``.
+    """
     n, groups, c = steps.pairs, steps.groups, projectors.shape[-1]
+    if n == 0:
+        return of_singles
     result = torch.empty_like(projectors)
-    if n:
-        doubles = torch.stack([g for g, step in zip(grads, steps.sequence, strict=True) if step.count == 2], 1)
-        grad_total, grad_product = doubles.view(2, n * groups, c, c).unbind(0)
+    if groups == 1:
+        both, grads = projectors[: 2 * n].view(n, 2, c, c), of_pairs.squeeze(1)
+        first, second, places = both.select(1, 0), both.select(1, 1), result[: 2 * n].view(n, 2, c, c)
+        grad_total, grad_product = grads.select(1, 0), grads.select(1, 1)
+        torch.baddbmm(grad_total, second, grad_product, out=places.select(1, 0))
+        torch.baddbmm(grad_total, grad_product, first, out=places.select(1, 1))
+    else:
         first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
         to_first, to_second = result[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
-        if groups == 1:
-            first, second, to_first, to_second = first[:, 0], second[:, 0], to_first[:, 0], to_second[:, 0]
-            torch.baddbmm(grad_total, second, grad_product, out=to_first)
-            torch.baddbmm(grad_total, grad_product, first, out=to_second)
-        else:
-            shape = (n, groups, c, c)
-            torch.add(grad_total.view(shape), torch.matmul(second, grad_product.view(shape)), out=to_first)
-            torch.add(grad_total.view(shape), torch.matmul(grad_product.view(shape), first), out=to_second)
-    singles = [g[0] for g, step in zip(grads, steps.sequence, strict=True) if step.count == 1]
-    if singles:
-        torch.cat(singles, out=result[2 * n * groups :])
+        grad_total, grad_product = of_pairs.unbind(2)
+        torch.add(grad_total, torch.matmul(second, grad_product), out=to_first)
+        torch.add(grad_total, torch.matmul(grad_product, first), out=to_second)
+    if len(of_singles):
+        result[2 * n * groups :] = of_singles
     return result

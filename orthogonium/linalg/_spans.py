@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from orthogonium.linalg._gram_schmidt import _lq_backward, _lq_forward, solve_lower_transposed
+from orthogonium.linalg._products import gram_error
 
 
 class Basis(NamedTuple):
@@ -40,8 +41,7 @@ def span_basis(frames: Tensor) -> Basis:
         NonFiniteError: NaN or Inf.
     """
     if not frames.is_meta:
-        error = torch.bmm(frames, frames.mT)
-        error.diagonal(dim1=-2, dim2=-1).sub_(1)
+        error = gram_error(frames)
         size, eps = torch.linalg.vector_norm(error).item(), torch.finfo(frames.dtype).eps
         if size <= (2 * eps) ** (1 / 3):  # the series goes on with 5 E³/16
             short = size <= eps**0.5

@@ -15,6 +15,7 @@ from orthogonium.linalg import cholesky_orthogonalize
 from orthogonium.linalg._precision import differentiates_forward, is_vectorized, without_autocast
 from orthogonium.linalg._projector_pairs import Steps, compose, compose_backward, plan_steps
 from orthogonium.linalg._spans import Basis, span_backward, span_basis
+from orthogonium.linalg._tap_products import compose_taps, compose_taps_backward
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 
 
@@ -42,7 +43,7 @@ def _composite(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> Tensor:
 
 
 def _steps(plan: KernelPlan, like: Tensor) -> Steps:
-    return plan_steps(plan.axes, plan.core, plan.groups, plan.after_core, like.dtype, like.device)
+    return plan_steps(plan.axes, plan.core, plan.groups, plan.middle, plan.after_core, like.dtype, like.device)
 
 
 class _Parts(NamedTuple):
@@ -57,18 +58,17 @@ def _assemble(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> tuple[Tensor,
     steps = _steps(plan, matrix)
     ordered = frames if steps.order is None else frames.index_select(0, steps.order)
     basis = span_basis(ordered.flatten(0, 1).mT)
-    kernel, kept = compose(plan.positions(matrix), basis.q, steps)
+    forward = compose_taps if steps.by_taps else compose
+    kernel, kept = forward(plan.positions(matrix), basis.q, steps)
     return plan.weight_of_positions(kernel), _Parts(frames.shape, basis, kept)
 
 
 def _assemble_backward(grad: Tensor, plan: KernelPlan, parts: _Parts) -> tuple[Tensor, Tensor]:
     """The gradients of matrix and frames."""
     steps, basis = _steps(plan, grad), parts.basis
-    projectors, pairs, *kernels = parts.kept
+    reverse = compose_taps_backward if steps.by_taps else compose_backward
     with without_autocast(grad):
-        grad_start, grad_q = compose_backward(
-            plan.positions_of_weight(grad), basis.q, steps, projectors, pairs, kernels
-        )
+        grad_start, grad_q = reverse(plan.positions_of_weight(grad), basis.q, steps, parts.kept)
         grad_frames = span_backward(grad_q, basis).mT.reshape(parts.frames)
     if steps.inverse_order is not None:
         grad_frames = grad_frames.index_select(0, steps.inverse_order)

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from orthogonium.linalg import cholesky_orthogonalize
+from orthogonium.linalg import _projector_pairs, cholesky_orthogonalize
 from orthogonium.parametrizations.kernel_assembly import kernel_of_free_frames
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 
@@ -20,6 +20,13 @@ PLANS = [
 PLANS = [plan for plan in PLANS if plan.frames_shape is not None]
 # how far frames are from orthonormal: the short and the long series, and Cholesky
 NEAR = [0.0, 1e-9, 1e-6, 1.0]
+
+
+@pytest.fixture(params=["by taps where possible", "by pairs"])
+def either_way(request, monkeypatch):
+    """How kernels are composed of which each axis has one step."""
+    monkeypatch.setattr(_projector_pairs, "_FEW_CHANNELS", 64 if request.param == "by taps where possible" else 0)
+    return request.param
 
 
 def parts(plan, error=1.0, dtype=torch.float64):
@@ -35,6 +42,7 @@ def tap_by_tap(plan, matrix, frames):
 
 
 @pytest.mark.parametrize("error", NEAR)
+@pytest.mark.usefixtures("either_way")
 def test_kernel_and_gradients_are_those_of_the_composition(error):
     for plan in PLANS:
         matrix, frames, direction = parts(plan, error)
@@ -48,6 +56,7 @@ def test_kernel_and_gradients_are_those_of_the_composition(error):
 
 @pytest.mark.parametrize("error", NEAR)
 @pytest.mark.parametrize("plan", [KernelPlan(16, 16, (3, 3), (1, 1)), KernelPlan(8, 8, (5, 4), (2, 1), 2)], ids=str)
+@pytest.mark.usefixtures("either_way")
 def test_rounding_in_float32(plan, error):
     matrix, frames, direction = parts(plan, error, torch.float32)
     wide = [t.detach().double().requires_grad_() for t in (matrix, frames)]
@@ -61,7 +70,21 @@ def test_rounding_in_float32(plan, error):
         assert_close(gradient.double(), reference, rtol=0, atol=128 * eps * scale)
 
 
+def test_which_way_is_taken(either_way):
+    def by_taps(plan):
+        arguments = (plan.axes, plan.core, plan.groups, plan.middle, plan.after_core)
+        return _projector_pairs.plan_steps(*arguments, torch.float32, torch.device("cpu")).by_taps
+
+    taken = either_way != "by pairs"
+    for kernel in [(3,), (2,), (3, 3), (2, 3), (1, 3), (3, 3, 3)]:
+        assert by_taps(KernelPlan(8, 8, kernel, (1,) * len(kernel))) is taken, f"{kernel}"
+    for kernel, stride in [((5,), (1,)), ((3, 4), (1, 1)), ((3, 3), (2, 1)), ((3, 3), (2, 2))]:
+        assert not by_taps(KernelPlan(8, 8, kernel, stride)), f"{kernel}, {stride}"
+    assert not by_taps(KernelPlan(64, 64, (3, 3), (1, 1)))
+
+
 @pytest.mark.parametrize("error", NEAR)
+@pytest.mark.usefixtures("either_way")
 def test_derivatives_of_both_orders(error):
     for plan in (KernelPlan(4, 2, (3, 2), (1, 1)), KernelPlan(2, 4, (3, 3), (2, 1), 2)):
         matrix, frames, _ = parts(plan, error)
