@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from orthogonium.linalg._functions import apply
 from orthogonium.linalg._precision import is_vectorized
 
 Compute = Callable[[list[Tensor]], list[Tensor]]
@@ -150,7 +151,7 @@ class Evaluation:
         self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))
-        with torch.inference_mode(False):
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
             if keep_graph and any(t.requires_grad for t in flat):
                 values, self._pullback.reverse = self._pullback.build()
                 self._values = [value.detach() for value in values]
@@ -204,5 +205,5 @@ class Evaluation:
         if self._shared is None or self._pullback.used or flags != self._flags[span.start : span.stop]:
             self._pullback.used = False
             self._flags = [original.requires_grad for original in originals]
-            self._shared = _Handout.apply(self._pullback, self._values, *self._pullback.originals)
+            self._shared = apply(_Handout, self._pullback, self._values, *self._pullback.originals)
         return self._shared[position]

@@ -138,7 +138,8 @@ class Constraint(nn.Module):
 
     def remember(self, evaluation: Evaluation, position: int) -> None:
         """Take the weight at ``position`` of ``evaluation``, which has just been made."""
-        self._evaluation = evaluation, position, self._known_traits().buffers.now()
+        known = evaluation, position, self._known_traits().buffers.now()
+        self.__dict__["_evaluation"] = known  # past a method of torch that looks for parameters
 
     def _known_traits(self) -> _Traits:
         traits = self._traits
