@@ -75,13 +75,17 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
     if not largest(frobenius(error)) <= limit:
         return None
-    mask = half_lower(matrix.shape[-2], matrix)
-    if mask is None:
-        step = error.tril_()
-        step.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-    else:
-        step = error.mul_(mask)
+    step = _halved_lower_(error)
     return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
+
+
+def _halved_lower_(matrix: Tensor) -> Tensor:
+    """In place: zero above the diagonal, and half of what is on it."""
+    mask = half_lower(matrix.shape[-1], matrix)
+    if mask is not None:
+        return matrix.mul_(mask)
+    matrix.tril_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
+    return matrix
 
 
 def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,9 +129,8 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
         if q.shape[-2] == q.shape[-1]:  # then G = C Q
             right = skew_part(roomy_product(grad, q.mT)).triu_(1) @ q
         else:
-            cross = grad @ q.mT
-            strict = cross.tril_().tril(-1)
-            right = add_product(grad, cross.add_(strict.mT), q, scale=-1.0)
+            half = _halved_lower_(roomy_product(grad, q.mT))
+            right = add_product(grad, half + half.mT, q, scale=-1.0)
         if special.item():
             lower, kept = _regular(lower)
             right = torch.where(kept, right, 0.0)
