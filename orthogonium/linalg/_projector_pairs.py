@@ -167,21 +167,27 @@ def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[T
 
 def pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
     """``S`` and ``Π`` of every pair, ``(pairs, groups, 2, c, c)``."""
-    c, n, groups = projectors.shape[-1], steps.pairs, steps.groups
-    if n == 0:
+    if steps.pairs == 0:
         return projectors[:0]
-    result = projectors.new_empty((n, groups, 2, c, c))
-    if groups == 1:
-        flat, both = result.view(n, 2, c, c), projectors[: 2 * n].view(n, 2, c, c)
-        first, second = both.select(1, 0), both.select(1, 1)
-        torch.add(first, second, out=flat.select(1, 0))
-        torch.bmm(second, first, out=flat.select(1, 1))
-        return result
-    total, product = result.unbind(2)
+    first, second = _of_pairs(projectors, steps)
+    return torch.stack((first + second, _plus_product(None, second, first)), 2)
+
+
+def _of_pairs(projectors: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+    """First and second projectors of every pair, ``(pairs, groups, c, c)`` each."""
+    c, n, groups = projectors.shape[-1], steps.pairs, steps.groups
     first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
-    torch.add(first, second, out=total)
-    torch.matmul(second, first, out=product)
-    return result
+    return first, second
+
+
+def _plus_product(addend: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``C + A B`` or ``A B``, ``(pairs, groups, c, c)``; for a single group by one call."""
+    if left.shape[1] > 1:
+        product = left @ right
+        return product if addend is None else product + addend
+    left, right = left.select(1, 0), right.select(1, 0)
+    product = torch.bmm(left, right) if addend is None else torch.baddbmm(addend.select(1, 0), left, right)
+    return product.unsqueeze(1)
 
 
 def _by_step(steps: Steps, pairs: Tensor, projectors: Tensor) -> list[Tensor]:
@@ -234,14 +240,14 @@ def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, lef
     """Gradients of ``x`` and of the factors, ``(groups, count, c, c)``, given that of ``X`` and its products."""
     groups, positions, rows, columns = x.shape
     if left:
-        own, later = both.split((positions, positions * step.count), 1)
+        own, later = both.narrow(1, 0, positions), both.narrow(1, positions, positions * step.count)
         flat = later.reshape(groups * positions, -1, columns)
         own = own.reshape(groups * positions, rows, columns)
         found = torch.baddbmm(own, _stacked(factors, positions).mT, flat).view(x.shape)
         grad = torch.bmm(flat, x.view(groups * positions, rows, columns).mT)
         grad = grad.view(groups, positions, step.count, rows, rows)
         return found, grad[:, 0] if positions == 1 else grad.sum(1)
-    found, *parts = (part.reshape(groups, positions * rows, columns) for part in both.split(positions, 1))
+    found, *parts = (part.reshape(groups, positions * rows, columns) for part in both.chunk(1 + step.count, 1))
     tall = x.view(groups, positions * rows, columns)
     for part, factor in zip(parts, factors.unbind(1), strict=True):
         found = torch.baddbmm(found, part, factor)
@@ -255,22 +261,13 @@ def projector_gradients(of_pairs: Tensor, of_singles: Tensor, projectors: Tensor
         of_pairs: the gradients of ``S`` and ``Π``, ``(pairs, groups, 2, c, c)``; anything without pairs.
         of_singles: of the projectors of single taps, ``(taps · groups, c, c)``.
     """
-    n, groups, c = steps.pairs, steps.groups, projectors.shape[-1]
-    if n == 0:
+    if steps.pairs == 0:
         return of_singles
-    result = torch.empty_like(projectors)
-    if groups == 1:
-        both, grads = projectors[: 2 * n].view(n, 2, c, c), of_pairs.squeeze(1)
-        first, second, places = both.select(1, 0), both.select(1, 1), result[: 2 * n].view(n, 2, c, c)
-        grad_total, grad_product = grads.select(1, 0), grads.select(1, 1)
-        torch.baddbmm(grad_total, second, grad_product, out=places.select(1, 0))
-        torch.baddbmm(grad_total, grad_product, first, out=places.select(1, 1))
-    else:
-        first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
-        to_first, to_second = result[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
-        grad_total, grad_product = of_pairs.unbind(2)
-        torch.add(grad_total, torch.matmul(second, grad_product), out=to_first)
-        torch.add(grad_total, torch.matmul(grad_product, first), out=to_second)
-    if len(of_singles):
-        result[2 * n * groups :] = of_singles
-    return result
+    first, second = _of_pairs(projectors, steps)
+    grad_total, grad_product = of_pairs.unbind(2)
+    to_first, to_second = (
+        _plus_product(grad_total, second, grad_product),
+        _plus_product(grad_total, grad_product, first),
+    )
+    found = torch.stack((to_first, to_second), 1).flatten(0, 2)
+    return torch.cat((found, of_singles)) if len(of_singles) else found
