@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthogonium.linalg._products import add_product
+
 # Tap by tap (rows), what X and its products, S X and Π X or P X alone, contribute.
 _PAIR = ((0.0, 0.0, 1.0), (0.0, 1.0, -2.0), (1.0, -1.0, 1.0))
 _SINGLE = ((0.0, 1.0), (1.0, -1.0))
@@ -56,6 +58,7 @@ class Steps:
             the channels are so few that calls count for more than arithmetic.
         pair_taps, single_taps: ``(3, 2)`` and ``(2, 1)``: from ``S, Π`` and from ``P`` to the taps of a step, but for
             the identity in the last one.
+        pair_untaps: the transpose of the first.
     """
 
     sequence: tuple[Step, ...]
@@ -65,6 +68,7 @@ class Steps:
     by_taps: bool
     pair_taps: Tensor
     single_taps: Tensor
+    pair_untaps: Tensor
 
     @cached_property
     def pairs(self) -> int:
@@ -121,8 +125,8 @@ def _plan_steps(
             done += count
             by_taps = by_taps and axis not in axes[done:]
         order = None if not pairs or not singles else torch.tensor(pairs + singles, device=device)
-        taps = (torch.tensor(rows, dtype=dtype, device=device)[:, 1:] for rows in (_PAIR, _SINGLE))
-        return Steps(tuple(found), order, groups, left, by_taps, *taps)
+        double, single = (torch.tensor(rows, dtype=dtype, device=device)[:, 1:] for rows in (_PAIR, _SINGLE))
+        return Steps(tuple(found), order, groups, left, by_taps, double, single, double.mT.contiguous())
 
 
 def _mixing(sides: tuple[int, ...], axis: int, count: int) -> list[Tensor]:
@@ -170,24 +174,15 @@ def pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
     if steps.pairs == 0:
         return projectors[:0]
     first, second = _of_pairs(projectors, steps)
-    return torch.stack((first + second, _plus_product(None, second, first)), 2)
+    factors = torch.stack((first + second, torch.matmul(second, first)), -3)
+    return factors if steps.groups > 1 else factors.unsqueeze(1)
 
 
-def _of_pairs(projectors: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
-    """First and second projectors of every pair, ``(pairs, groups, c, c)`` each."""
-    c, n, groups = projectors.shape[-1], steps.pairs, steps.groups
-    first, second = projectors[: 2 * n * groups].view(n, 2, groups, c, c).unbind(1)
-    return first, second
-
-
-def _plus_product(addend: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """``C + A B`` or ``A B``, ``(pairs, groups, c, c)``; for a single group by one call."""
-    if left.shape[1] > 1:
-        product = left @ right
-        return product if addend is None else product + addend
-    left, right = left.select(1, 0), right.select(1, 0)
-    product = torch.bmm(left, right) if addend is None else torch.baddbmm(addend.select(1, 0), left, right)
-    return product.unsqueeze(1)
+def _of_pairs(projectors: Tensor, steps: Steps) -> tuple[Tensor, ...]:
+    """First and second projectors of every pair, ``(pairs, groups, c, c)`` each, without ``groups`` if there is one."""
+    n, groups, shape = steps.pairs, steps.groups, projectors.shape[1:]
+    taken = projectors if 2 * n * groups == len(projectors) else projectors[: 2 * n * groups]
+    return (taken.view(n, 2, *shape) if groups == 1 else taken.view(n, 2, groups, *shape)).unbind(1)
 
 
 def _by_step(steps: Steps, pairs: Tensor, projectors: Tensor) -> list[Tensor]:
@@ -231,8 +226,8 @@ def compose_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[
     in_order = list(zip(reversed(grad_factors), steps.sequence, strict=True))
     doubles = [grad for grad, step in in_order if step.count == 2]
     singles = [grad[:, 0] for grad, step in in_order if step.count == 1]
-    of_pairs = torch.stack(doubles) if doubles else projectors[:0]
-    change = projector_gradients(of_pairs, torch.cat(singles) if singles else projectors[:0], projectors, steps)
+    of_pairs = torch.stack(doubles) if doubles else None
+    change = projector_gradients(of_pairs, torch.cat(singles) if singles else None, projectors, steps)
     return grad_x, torch.bmm(frames, change + change.mT)
 
 
@@ -254,20 +249,19 @@ def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, lef
     return found.view(x.shape), torch.stack([torch.bmm(part.mT, tall) for part in parts], 1)
 
 
-def projector_gradients(of_pairs: Tensor, of_singles: Tensor, projectors: Tensor, steps: Steps) -> Tensor:
-    """Those of the projectors, which are symmetric, in their order.
+def projector_gradients(of_pairs: Tensor | None, of_singles: Tensor | None, projectors: Tensor, steps: Steps) -> Tensor:
+    """Those of the projectors, which are symmetric, in their order; at least one argument is given.
 
     Args:
-        of_pairs: the gradients of ``S`` and ``Π``, ``(pairs, groups, 2, c, c)``; anything without pairs.
+        of_pairs: the gradients of ``S`` and ``Π``, ``(pairs, groups, 2, c, c)``.
         of_singles: of the projectors of single taps, ``(taps · groups, c, c)``.
     """
-    if steps.pairs == 0:
+    if of_pairs is None:
+        assert of_singles is not None
         return of_singles
     first, second = _of_pairs(projectors, steps)
-    grad_total, grad_product = of_pairs.unbind(2)
-    to_first, to_second = (
-        _plus_product(grad_total, second, grad_product),
-        _plus_product(grad_total, grad_product, first),
-    )
-    found = torch.stack((to_first, to_second), 1).flatten(0, 2)
-    return torch.cat((found, of_singles)) if len(of_singles) else found
+    grad_total, grad_product = (of_pairs if steps.groups > 1 else of_pairs[:, 0]).unbind(-3)
+    to_first = add_product(grad_total, second, grad_product, scale=1.0)
+    to_second = add_product(grad_total, grad_product, first, scale=1.0)
+    found = torch.stack((to_first, to_second), 1).view(-1, *projectors.shape[1:])
+    return found if of_singles is None else torch.cat((found, of_singles))

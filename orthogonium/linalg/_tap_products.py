@@ -36,8 +36,8 @@ def compose_taps_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequ
     """As :func:`orthogonium.linalg._projector_pairs.compose_backward`."""
     groups, c, count = steps.groups, frames.shape[-1], len(steps.sequence)
     projectors, taps, kernels = kept[0], kept[1 : 1 + count], kept[1 + count :]
-    of_pairs = grad.new_empty((steps.pairs, groups, 3 * c, c))
-    of_singles = grad.new_empty((count - steps.pairs, groups, 2 * c, c))
+    of_pairs = grad.new_empty((steps.pairs, groups, 3 * c, c)) if steps.pairs else None
+    of_singles = grad.new_empty((count - steps.pairs, groups, 2 * c, c)) if steps.pairs < count else None
     places = _by_step(steps, of_pairs, of_singles)
     rows = (grad.permute(0, 3, 1, 2) if steps.left else grad.transpose(1, 2)).contiguous()
     for tap, x, place in zip(reversed(taps), reversed(kernels), reversed(places), strict=True):
@@ -51,7 +51,7 @@ def compose_taps_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequ
 def _tap_matrices(projectors: Tensor, steps: Steps) -> list[Tensor]:
     """Of each step, in the order in which steps are applied, its taps one below the other: ``(groups, k · c, c)``."""
     c, groups, pairs = projectors.shape[-1], steps.groups, steps.pairs
-    of_pairs = of_singles = projectors[:0]
+    of_pairs = of_singles = None
     if pairs:
         factors = pair_factors(projectors, steps).view(pairs * groups, 2, c * c)
         of_pairs = _mixed(factors, steps.pair_taps, c).view(pairs, groups, 3 * c, c)
@@ -66,15 +66,20 @@ def _mixed(factors: Tensor, mix: Tensor, c: int) -> Tensor:
     return torch.baddbmm(last, mix.expand(len(factors), -1, -1), factors)
 
 
-def _by_step(steps: Steps, of_pairs: Tensor, of_singles: Tensor) -> list[Tensor]:
-    doubles, singles = iter(of_pairs.unbind(0)), iter(of_singles.unbind(0))
+def _by_step(steps: Steps, of_pairs: Tensor | None, of_singles: Tensor | None) -> list[Tensor]:
+    doubles, singles = (iter(() if matrices is None else matrices.unbind(0)) for matrices in (of_pairs, of_singles))
     return [next(doubles if step.count == 2 else singles) for step in steps.sequence]
 
 
-def _projector_gradients(of_pairs: Tensor, of_singles: Tensor, projectors: Tensor, steps: Steps) -> Tensor:
+def _projector_gradients(
+    of_pairs: Tensor | None, of_singles: Tensor | None, projectors: Tensor, steps: Steps
+) -> Tensor:
     c, pairs, groups = projectors.shape[-1], steps.pairs, steps.groups
-    if pairs:
-        unmix = steps.pair_taps.mT.expand(pairs * groups, -1, -1)
-        of_pairs = torch.bmm(unmix, of_pairs.view(pairs * groups, 3, c * c)).view(pairs, groups, 2, c, c)
-    first, last = of_singles.view(-1, 2, c, c).unbind(1)
-    return projector_gradients(of_pairs, first - last if len(first) else first, projectors, steps)
+    of_factors = of_projectors = None
+    if of_pairs is not None:
+        unmix = steps.pair_untaps.expand(pairs * groups, -1, -1)
+        of_factors = torch.bmm(unmix, of_pairs.view(pairs * groups, 3, c * c)).view(pairs, groups, 2, c, c)
+    if of_singles is not None:
+        first, last = of_singles.view(-1, 2, c, c).unbind(1)
+        of_projectors = first - last
+    return projector_gradients(of_factors, of_projectors, projectors, steps)
