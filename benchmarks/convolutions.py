@@ -236,6 +236,7 @@ def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> list[dict[s
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
     fields = ["kind", "case", "preset", "ms", "peer_ms", "ratio", "goal", "defect", "peer_defect"]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
