@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orthogonium._checks import check_floating, check_matrix
+from orthogonium.linalg._figures import trace
 from orthogonium.linalg._precision import differentiates_forward, raise_if_not_finite, without_autocast
 from orthogonium.linalg._products import newton_schulz
 from orthogonium.linalg.exponential import Map, skew_frame
@@ -198,7 +199,7 @@ def geodesic_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor
         return _moved(turned, newton_schulz(torch.matrix_exp(skew))), basis
     # in the coordinates [W V, a⊥/α] the turn is exp [[K, −BᵀZ/α], [α B, 0]] with B = bᵀV and Z = a⊥ᵀa⊥
     gram = outside.mT.double() @ outside.double()
-    size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()[..., None, None]
+    size = trace(gram).sqrt()[..., None, None]
     alpha = torch.where(size > 0, size, 1.0)
     upper = torch.cat((skew, -side.mT @ gram / alpha), -1)
     turn = torch.matrix_exp(torch.cat((upper, torch.cat((alpha * side, torch.zeros_like(gram)), -1)), -2))
