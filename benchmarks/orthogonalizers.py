@@ -127,7 +127,11 @@ def entries(shapes: list[tuple[int, ...]], starts: list[str], libraries: list[st
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rounds, interleaved in an order drawn anew for each; one row per entry, saved shape by shape."""
+    """One row per entry, saved round by round.
+
+    A round passes once over everything, shape by shape, in an order drawn anew: what a shape has to be compared with
+    is near in time, and a slow minute of the machine spoils one round of a shape and not its median.
+    """
     libraries = ["ours", "torch", *([] if arguments.own else ["geotorch", "torchlip"])]
     libraries += ["peer"] if arguments.peer else []
     workers = {name: Worker(name, arguments.peer if name == "peer" else None) for name in libraries}
@@ -135,22 +139,22 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.device == "cpu" and not arguments.own:
         shapes.append(THIN)
     todo = entries(shapes, arguments.starts, libraries)
-    rows: list[dict[str, Any]] = []
+    samples: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     order = random.Random(0)
     common = {"device": arguments.device, "dtype": arguments.dtype, "scale": 1.0, "seconds": arguments.seconds}
-    for shape in shapes:
-        here = [entry for entry in todo if entry[2] == shape]
-        samples: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-        for turn in track(range(arguments.rounds), description="x".join(map(str, shape)), transient=True):
-            order.shuffle(here)
-            for library, method, _, start in here:
+    rows: list[dict[str, Any]] = []
+    for turn in track(range(arguments.rounds), transient=True):
+        for shape in order.sample(shapes, len(shapes)):
+            here = [entry for entry in todo if entry[2] == shape]
+            for entry in order.sample(here, len(here)):
+                library, method, _, start = entry
                 request = {"method": method, "shape": shape, "start": start, **common}
                 pair = workers[library].ask(**(request | {"method": "pair", "quality": False}))["forward"]
                 reply = workers[library].ask(**request, quality=turn == 0)
                 if "error" not in reply:
                     reply["pair"] = pair
-                samples[(library, method, shape, start)].append(reply)
-        rows += [row(entry, samples[entry]) for entry in todo if entry[2] == shape]
+                samples[entry].append(reply)
+        rows = [row(entry, samples[entry]) for entry in todo]
         if arguments.out:
             save(rows, arguments.out)
     return rows

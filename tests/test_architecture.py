@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A part may import itself and what stands in earlier rows. Parts of one row do not know each other.
 ORDER = [
-    {"_version", "_checks", "_reports", "_selection"},
+    {"_version", "_checks", "_randomness", "_reports", "_selection"},
     {"linalg"},
     {"parametrizations"},
     {"reparametrizers", "initialization"},

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from orthogonium._randomness import own_randomness
 from orthogonium.initialization.empirical._trees import arguments_of, detached, is_signal, map_signals, rms, signals
 from orthogonium.initialization.empirical._updates import kept
 from orthogonium.initialization.empirical.normed import Normed, is_leaf
@@ -102,7 +103,7 @@ def observe(model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None, 
     run = Run(batch_size=len(leaves[0]))
     with ExitStack() as stack:
         stack.enter_context(kept(list(model.buffers())))
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        stack.enter_context(own_randomness())
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_watched(model, run, keep))
         args, kwargs = map_signals(lambda _, t: t.detach().clone().requires_grad_() * 1, (args, kwargs))
@@ -114,10 +115,6 @@ def observe(model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None, 
             found = torch.autograd.grad(value, parameters, allow_unused=True)
             run.gradients = {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
     return run
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return list({p.device for p in model.parameters() if p.is_cuda})
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orthogonium._randomness import own_randomness
 from orthogonium._reports import aligned, without_infinities
 from orthogonium.diagnostics._figure import GREY, figure
 from orthogonium.diagnostics._observation import check_loss, layers_of, random_direction
@@ -132,8 +133,12 @@ def coordinate_check(
         seeds: of the models; sizes are averaged over them as root mean squares.
 
     Raises:
+        TypeError: ``widths`` or ``seeds`` is a single number.
         ValueError: fewer than two widths, no step, no seed, or no batch for a model that does not say its input.
     """
+    for name, value in (("widths", widths), ("seeds", seeds)):
+        if not isinstance(value, Iterable):
+            raise TypeError(f"{name} must be a list of integers, got {value!r}")
     widths, seeds = list(widths), list(seeds)
     if len(set(widths)) < 2:
         raise ValueError(f"widths must hold at least two different widths, got {widths}")
@@ -145,8 +150,7 @@ def coordinate_check(
     for width in widths:
         squares: dict[str, list[tuple[float, float]]] = {}
         for seed in seeds:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with own_randomness(seed):
                 model = model_fn(width)
                 given = _default_batch(model) if batch is None else batch
                 for layer, sizes in _train(model, given, loss, optimizer, steps).items():
@@ -193,8 +197,7 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
 
         handles.append(module.register_forward_hook(keep))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same dropout before and after
+        with torch.no_grad(), own_randomness(seed=0):  # the same dropout before and after
             model(*args, **kwargs)
     finally:
         for handle in handles:

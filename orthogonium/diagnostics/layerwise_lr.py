@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orthogonium._randomness import own_randomness
 from orthogonium.diagnostics._observation import Observed, Run, observe
 from orthogonium.initialization.empirical._trees import signals
-from orthogonium.initialization.empirical._updates import Call, kept, moved_outputs, random_state
+from orthogonium.initialization.empirical._updates import Call, kept, moved_outputs, random_state, set_random_state
 
 _OPTIMIZERS = ("adam", "sgd")
 
@@ -99,9 +100,9 @@ def _size(module: nn.Module, found: list[Observed], directions: dict[nn.Paramete
     device = next(iter(directions)).device
     state = random_state(device)  # the same dropout before and after
     calls = []
-    with torch.no_grad(), kept(list(module.buffers())), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), kept(list(module.buffers())), own_randomness():
         for observed in found:
-            torch.set_rng_state(state[0])
+            set_random_state(state, device)
             before = [t.detach().clone() for t in signals(module(*observed.args, **observed.kwargs))]
             calls.append(Call(observed.args, observed.kwargs, before, state))
     changes, step = moved_outputs(module, calls, directions, 0.0)

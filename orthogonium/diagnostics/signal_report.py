@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from orthogonium._randomness import own_randomness
 from orthogonium._reports import aligned, without_infinities
 from orthogonium.diagnostics._observation import (
     Observed,
@@ -111,7 +111,7 @@ def signal_report(
     run = observe(model, batch, loss, keep="first" if jacobian == "layers" else "none")
     whole = None
     spectra: dict[int, JacobianExtremes] = {}
-    with kept(list(model.buffers())), true_gradients(model), torch.random.fork_rng(devices=[]):
+    with kept(list(model.buffers())), true_gradients(model), own_randomness():
         if jacobian != "none":
             whole = _extremes(model, *arguments_of(batch), run.batch_size, steps)
         if jacobian == "layers":

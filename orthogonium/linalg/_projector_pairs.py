@@ -215,7 +215,7 @@ def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> list[Tensor
 
 
 def compose_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Gradients of ``start`` and ``frames``, given that of the kernel that :func:`compose` returned, of its shape."""
+    """Gradients of ``start`` and, across their spans, of ``frames``, given that of the kernel of :func:`compose`."""
     projectors, pairs, *kernels = kept
     grad_x, grad_factors = grad, []
     factors = _by_step(steps, pairs, projectors)
@@ -228,7 +228,7 @@ def compose_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[
     singles = [grad[:, 0] for grad, step in in_order if step.count == 1]
     of_pairs = torch.stack(doubles) if doubles else None
     change = projector_gradients(of_pairs, torch.cat(singles) if singles else None, projectors, steps)
-    return grad_x, torch.bmm(frames, change + change.mT)
+    return grad_x, frame_gradients(change, frames, projectors)
 
 
 def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, left: bool) -> tuple[Tensor, Tensor]:
@@ -247,6 +247,12 @@ def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, lef
     for part, factor in zip(parts, factors.unbind(1), strict=True):
         found = torch.baddbmm(found, part, factor)
     return found.view(x.shape), torch.stack([torch.bmm(part.mT, tall) for part in parts], 1)
+
+
+def frame_gradients(change: Tensor, frames: Tensor, projectors: Tensor) -> Tensor:
+    """Those of frames, given those of their projectors: what lies across the spans, since along them nothing counts."""
+    found = torch.bmm(frames, change + change.mT)
+    return torch.baddbmm(found, found, projectors, alpha=-1)
 
 
 def projector_gradients(of_pairs: Tensor | None, of_singles: Tensor | None, projectors: Tensor, steps: Steps) -> Tensor:

@@ -52,13 +52,12 @@ def span_basis(frames: Tensor) -> Basis:
 
 
 def span_backward(grad: Tensor, basis: Basis) -> Tensor:
-    """The gradient of the frames, given that of ``Q`` of a function of ``Qᵀ Q``.
+    """The gradient of the frames, given the part across the span of that of ``Q``, of a function of ``Qᵀ Q``.
 
-    ``G Qᵀ`` is symmetric for such a function, and nothing is left of ``G`` along the span: the gradient is
-    ``L⁻ᵀ (G − G Qᵀ Q)``, or the same with ``I + H`` in place of ``L⁻ᵀ``.
+    For such a function nothing is left of the part along the span: the gradient is ``L⁻ᵀ G``, or the same with ``I + H``
+    in place of ``L⁻ᵀ``.
     """
     q, factor, special, near = basis
     if not near and special.item():
         return _lq_backward(grad, q, factor, special)
-    across = torch.baddbmm(grad, torch.bmm(grad, q.mT), q, alpha=-1)
-    return torch.baddbmm(across, factor, across) if near else solve_lower_transposed(factor, across)
+    return torch.baddbmm(grad, factor, grad) if near else solve_lower_transposed(factor, grad)

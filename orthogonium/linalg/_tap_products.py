@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orthogonium.linalg._constants import last_identity
-from orthogonium.linalg._projector_pairs import Steps, pair_factors, projector_gradients
+from orthogonium.linalg._projector_pairs import Steps, frame_gradients, pair_factors, projector_gradients
 
 
 def compose_taps(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[Tensor]]:
@@ -45,7 +45,7 @@ def compose_taps_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequ
         torch.bmm(wide.mT, x, out=place)
         rows = torch.bmm(wide, tap)
     change = _projector_gradients(of_pairs, of_singles, projectors, steps)
-    return (rows.mT if steps.left else rows).unsqueeze(1), torch.bmm(frames, change + change.mT)
+    return (rows.mT if steps.left else rows).unsqueeze(1), frame_gradients(change, frames, projectors)
 
 
 def _tap_matrices(projectors: Tensor, steps: Steps) -> list[Tensor]:

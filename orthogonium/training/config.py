@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-import torch
 from torch import nn
 
+from orthogonium._randomness import own_randomness
 from orthogonium.models import lipschitz_cnn, lipschitz_mlp
 from orthogonium.models.cnn import check_cnn_sizes
 from orthogonium.reparametrizers import PRESETS
@@ -70,8 +70,7 @@ class TrainConfig:
 
     def build_model(self) -> nn.Module:
         """A fresh model, initialised from ``seed`` alone; the global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with own_randomness(self.seed):
             return MODELS[self.model](
                 FEATURES, CLASSES, width=self.width, depth=self.depth, ortho_params=PRESETS[self.preset]
             )

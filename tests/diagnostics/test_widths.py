@@ -131,6 +131,29 @@ def test_coordinate_check_needs_no_batch_after_a_linear_layer():
     assert set(json.loads(still.to_json())["exponents"].values()) == {None}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_measuring_on_a_gpu_leaves_its_random_state_alone():
+    def with_dropout(width):
+        return nn.Sequential(nn.Linear(32, width), nn.Dropout(0.5), nn.Linear(width, 10)).cuda()
+
+    x, model = X.cuda(), with_dropout(8)
+    before = torch.cuda.get_rng_state()
+    og.coordinate_check(with_dropout, [8, 16], x)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    og.signal_report(model, x)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    og.layerwise_lr(model, x)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("arguments", [(mlp, 64), (mlp, [8, 16], X, loss)])
+def test_one_number_where_several_belong_is_named(arguments):
+    names = {2: "widths", 4: "seeds"}
+    with pytest.raises(TypeError, match=f"{names[len(arguments)]} must be a list of integers, got"):
+        og.coordinate_check(*arguments, seeds=3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

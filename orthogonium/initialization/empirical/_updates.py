@@ -31,14 +31,14 @@ def random_state(device: torch.device) -> list[Tensor]:
 @contextmanager
 def _same_randomness(call: Call, device: torch.device) -> Iterator[None]:
     before = random_state(device)
-    _set(call.random_state, device)
+    set_random_state(call.random_state, device)
     try:
         yield
     finally:
-        _set(before, device)
+        set_random_state(before, device)
 
 
-def _set(states: list[Tensor], device: torch.device) -> None:
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import exp, inf, log
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium._checks import check_count
+from orthogonium._randomness import own_randomness
 from orthogonium.initialization.empirical._gates import gate, probe
 from orthogonium.initialization.empirical._progress import Progress
 from orthogonium.initialization.empirical._record import Record
@@ -73,7 +74,7 @@ def empirical_init(
     """
     found = _check(wrappers, batchsz, test_lr)
     start = time.process_time()
-    with _own_randomness(generator, found), _buffers_kept(found, forward):
+    with _randomness_of(generator), _buffers_kept(found, forward):
         if redraw:
             redraw_weights([wrapper.module for wrapper in found])
         records = {wrapper: Record(wrapper.module) for wrapper in found}
@@ -111,7 +112,7 @@ def measure_scales(
     """
     found = _check(wrappers, batchsz, test_lr)
     start = time.process_time()
-    with _own_randomness(generator, found), _buffers_kept(found, forward):
+    with _randomness_of(generator), _buffers_kept(found, forward):
         records = {wrapper: Record(wrapper.module, wrapper) for wrapper in found}
         with Progress("measure_scales", 3 * len(found)) as progress:
             gradients = _run(records, forward, get_input, get_loss, batchsz, progress)
@@ -217,16 +218,10 @@ def _observed(records: dict[Normed, Record], observe: Callable[..., Any]) -> Ite
             wrapper._observer = None
 
 
-@contextmanager
-def _own_randomness(generator: torch.Generator | None, wrappers: list[Normed]) -> Iterator[None]:
+def _randomness_of(generator: torch.Generator | None) -> AbstractContextManager[None]:
     if generator is None:
-        yield
-        return
-    devices = {wrapper.update_scale.device for wrapper in wrappers if wrapper.update_scale.is_cuda}
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        yield
+        return nullcontext()
+    return own_randomness(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
 
 
 @contextmanager
