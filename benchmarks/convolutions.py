@@ -12,8 +12,6 @@ import argparse
 import csv
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from _workers import Worker
 from torch import nn
 
 # (in, out, kernel, stride)
@@ -73,7 +72,7 @@ def make_cnn(library: str, preset: str) -> nn.Module:
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(STAGES[-1][1], 10))
 
 
-class Worker:
+class Contestant:
     """Answers one request a line; keeps what it has made."""
 
     def __init__(self, library: str, device: str) -> None:
@@ -133,36 +132,16 @@ class Worker:
 
 
 def serve(library: str, device: str) -> None:
-    worker = Worker(library, device)
+    contestant = Contestant(library, device)
     for line in sys.stdin:
-        print(json.dumps(worker.answer(json.loads(line))), flush=True)
+        print(json.dumps(contestant.answer(json.loads(line))), flush=True)
 
 
-class Contestant:
-    def __init__(self, library: str, path: Path, device: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", __file__, "--serve", library, "--device", device]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=path
-        )
-
-    def ask(self, request: dict[str, Any]) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return float(json.loads(self.process.stdout.readline())["ms"])
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def measure(entries: list[tuple[Contestant, dict[str, Any]]], rounds: int) -> tuple[list[float], list[list[float]]]:
+def measure(entries: list[tuple[Worker, dict[str, Any]]], rounds: int) -> tuple[list[float], list[list[float]]]:
     """Medians of the contestants' times, and all of them, a list per contestant."""
-    for contestant, request in entries:  # make and warm up
-        contestant.ask(request)
-    rows = [[contestant.ask(request) for contestant, request in entries] for _ in range(rounds)]
+    for worker, request in entries:  # make and warm up
+        worker.ask(**request)
+    rows = [[worker.ask(**request)["ms"] for worker, request in entries] for _ in range(rounds)]
     columns = [list(column) for column in zip(*rows, strict=True)]
     return [median(column) for column in columns], columns
 
@@ -179,7 +158,7 @@ def defect(path: str, stride: int) -> float:
     return float((values - 1).abs().max())
 
 
-def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> list[dict[str, Any]]:
+def weights(ours: Worker, peer: Worker | None, rounds: int) -> list[dict[str, Any]]:
     print(
         f"{'weight, forward + backward':<28}{'preset':<10}{'ours ms':>9}{'peer ms':>9}"
         f"{'ratio':>7}{'goal':>6}{'defect':>10}{'peer’s':>10}"
@@ -210,7 +189,7 @@ def weights(ours: Contestant, peer: Contestant | None, rounds: int) -> list[dict
     return rows
 
 
-def steps(ours: Contestant, peer: Contestant | None, rounds: int) -> list[dict[str, Any]]:
+def steps(ours: Worker, peer: Worker | None, rounds: int) -> list[dict[str, Any]]:
     """Times of a training step; here ``ratio`` is that to the plain CNN."""
     print(f"\n{'CNN step':<12}{'contestant':<18}{'ms':>9}{'/ plain':>9}{'goal':>6}")
     rows = []
@@ -256,8 +235,10 @@ def main() -> int:
     if options.serve:
         serve(options.serve, options.device)
         return 0
-    ours = Contestant("ours", Path(__file__).resolve().parent.parent, options.device)
-    peer = Contestant("peer", options.peer.resolve(), options.device) if options.peer else None
+    script = Path(__file__).resolve()
+    arguments = ("--device", options.device, "--serve")
+    ours = Worker(script, *arguments, "ours")
+    peer = Worker(script, *arguments, "peer", library=options.peer) if options.peer else None
     rows = []
     if options.only != "steps":
         rows += weights(ours, peer, options.rounds)
@@ -265,9 +246,6 @@ def main() -> int:
         rows += steps(ours, peer, options.rounds)
     if options.out:
         write(rows, options.out / "convolutions.csv")
-    for contestant in (ours, peer):
-        if contestant is not None:
-            contestant.close()
     return 0
 
 

@@ -9,12 +9,8 @@ units of the *pair*: the two matrix products of ``(W Wᵀ) W`` for that shape, m
 
 import argparse
 import csv
-import json
-import os
 import platform
 import random
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
@@ -24,11 +20,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from _workers import Worker
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 SHAPES = [(64, 64), (256, 256), (512, 512), (1024, 1024), (256, 1024), (1024, 256), (16, 128, 128), (64, 32, 32)]
 OURS = ["POLAR", "DEFAULT", "BJORCK_PASS_THROUGH", "CHOLESKY", "CHOLESKY_STABLE", "QR", "SVD", "EXP", "CAYLEY"]
 PEERS = ["DEFAULT", "DEFAULT_TEST", "CHOLESKY", "QR", "EXP"]
@@ -87,28 +84,6 @@ GOALS: list[tuple[str, tuple[str, str], tuple[str, str], str, dict[tuple[int, ..
 ]
 
 
-class Worker:
-    """One library in a process of its own, asked over a pipe."""
-
-    def __init__(self, library: str, path: str | None, script: Path = HERE / "_contestants.py") -> None:
-        environment = {**os.environ, "PYTHONPATH": path or str(HERE.parent)}
-        command = [sys.executable, str(script), library]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        reply = self.process.stdout.readline()
-        if not reply:
-            raise RuntimeError(f"the measuring process ended at {request}")
-        answer: dict[str, Any] = json.loads(reply)
-        return answer
-
-
 def entries(shapes: list[tuple[int, ...]], starts: list[str], libraries: list[str]) -> list[tuple[Any, ...]]:
     """``(library, method, shape, start)`` of everything to be measured."""
     methods = {"ours": OURS, "peer": PEERS, "torch": TORCH, "geotorch": ["orthogonal"], "torchlip": ["bjorck"]}
@@ -134,7 +109,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """
     libraries = ["ours", "torch", *([] if arguments.own else ["geotorch", "torchlip"])]
     libraries += ["peer"] if arguments.peer else []
-    workers = {name: Worker(name, arguments.peer if name == "peer" else None) for name in libraries}
+    paths = {"peer": arguments.peer}
+    workers = {name: Worker(HERE / "_contestants.py", name, library=paths.get(name)) for name in libraries}
     shapes = [tuple(int(n) for n in text.split("x")) for text in arguments.shapes]
     if arguments.device == "cpu" and not arguments.own:
         shapes.append(THIN)

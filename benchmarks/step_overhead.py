@@ -100,7 +100,7 @@ def serve(library: str) -> None:
 
 
 def main() -> None:
-    from orthogonalizers import Worker
+    from _workers import Worker
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -120,7 +120,7 @@ def main() -> None:
     if arguments.peer:
         todo += [("peer", model, preset) for model in MODELS for preset in ("DEFAULT", "CHOLESKY")]
     workers = {
-        library: Worker(library, arguments.peer if library == "peer" else None, script=Path(__file__))
+        library: Worker(Path(__file__).resolve(), library, library=arguments.peer if library == "peer" else None)
         for library in dict.fromkeys(library for library, *_ in todo)
     }
     samples: dict[tuple[str, ...], list[dict[str, list[float]]]] = defaultdict(list)
