@@ -142,22 +142,21 @@ def _mixing(sides: tuple[int, ...], axis: int, count: int) -> list[Tensor]:
     return result
 
 
-def compose(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[Tensor]]:
+def compose(start: Tensor, projectors: Tensor, steps: Steps) -> tuple[Tensor, list[Tensor]]:
     """A kernel after all steps.
 
     Args:
         start: ``(groups, positions, rows, columns)``.
-        frames: ``(taps · groups, r, c)``, ``Uᵀ`` of each tap, orthonormal rows, in the order of ``steps``.
+        projectors: ``(taps · groups, c, c)``, ``P`` of each tap, in the order of ``steps``.
         steps: at least one.
 
     Returns:
-        ``(groups, positions, rows · columns)``, and what :func:`compose_backward` needs: projectors, factors of
-        pairs, and the kernel before each step.
+        ``(groups, positions, rows · columns)``, and what :func:`compose_backward` needs: factors of pairs, and
+        the kernel before each step.
     """
     groups = steps.groups
-    projectors = torch.bmm(frames.mT, frames)
     pairs = pair_factors(projectors, steps)
-    kept = [projectors, pairs]
+    kept = [pairs]
     factors = _by_step(steps, pairs, projectors)
     x = start
     rows, columns = start.shape[2:]
@@ -174,7 +173,8 @@ def pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
     if steps.pairs == 0:
         return projectors[:0]
     first, second = _of_pairs(projectors, steps)
-    factors = torch.stack((first + second, torch.matmul(second, first)), -3)
+    product = torch.bmm if steps.groups == 1 else torch.matmul
+    factors = torch.stack((first + second, product(second, first)), -3)
     return factors if steps.groups > 1 else factors.unsqueeze(1)
 
 
@@ -214,9 +214,12 @@ def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> list[Tensor
     return [torch.bmm(tall, factor.mT).view(groups, positions, rows * columns) for factor in factors.unbind(1)]
 
 
-def compose_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Gradients of ``start`` and, across their spans, of ``frames``, given that of the kernel of :func:`compose`."""
-    projectors, pairs, *kernels = kept
+def compose_backward(grad: Tensor, projectors: Tensor, steps: Steps, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gradients of ``start`` and ``projectors``, given that of the kernel that :func:`compose` returned, of its shape.
+
+    The second is one of many: only its effect on symmetric matrices is meant.
+    """
+    pairs, *kernels = kept
     grad_x, grad_factors = grad, []
     factors = _by_step(steps, pairs, projectors)
     for step, x, factor in zip(reversed(steps.sequence), reversed(kernels), reversed(factors), strict=True):
@@ -227,8 +230,7 @@ def compose_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[
     doubles = [grad for grad, step in in_order if step.count == 2]
     singles = [grad[:, 0] for grad, step in in_order if step.count == 1]
     of_pairs = torch.stack(doubles) if doubles else None
-    change = projector_gradients(of_pairs, torch.cat(singles) if singles else None, projectors, steps)
-    return grad_x, frame_gradients(change, frames, projectors)
+    return grad_x, projector_gradients(of_pairs, torch.cat(singles) if singles else None, projectors, steps)
 
 
 def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, left: bool) -> tuple[Tensor, Tensor]:
@@ -247,12 +249,6 @@ def _multiply_backward(both: Tensor, factors: Tensor, x: Tensor, step: Step, lef
     for part, factor in zip(parts, factors.unbind(1), strict=True):
         found = torch.baddbmm(found, part, factor)
     return found.view(x.shape), torch.stack([torch.bmm(part.mT, tall) for part in parts], 1)
-
-
-def frame_gradients(change: Tensor, frames: Tensor, projectors: Tensor) -> Tensor:
-    """Those of frames, given those of their projectors: what lies across the spans, since along them nothing counts."""
-    found = torch.bmm(frames, change + change.mT)
-    return torch.baddbmm(found, found, projectors, alpha=-1)
 
 
 def projector_gradients(of_pairs: Tensor | None, of_singles: Tensor | None, projectors: Tensor, steps: Steps) -> Tensor:

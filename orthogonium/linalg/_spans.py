@@ -1,4 +1,4 @@
-"""Orthonormal bases of subspaces, for functions of the subspaces alone."""
+"""Projectors onto the spans of some frames, and the way back from them to the frames."""
 
 from typing import NamedTuple
 
@@ -9,27 +9,25 @@ from orthogonium.linalg._gram_schmidt import _lq_backward, _lq_forward, solve_lo
 from orthogonium.linalg._products import gram_error
 
 
-class Basis(NamedTuple):
-    """Orthonormal rows ``q`` that span what the rows of some frames ``F`` do.
+class Spans(NamedTuple):
+    """Of the rows of frames ``F``, ``(b, r, c)``.
 
     Attributes:
-        q: ``(b, r, c)``.
-        factor: ``(b, r, r)``: ``H`` with ``Q = F + H F`` (see ``near``), or ``L`` with ``F = L Q``.
-        special: on the CPU; whether ``L`` may be singular or of extreme scale.
-        near: whether ``F`` was orthonormal but for a small error.
+        projectors: ``(b, c, c)``, ``P = Fᵀ (F Fᵀ)⁻¹ F``.
+        basis: ``(b, r, c)``: ``(F Fᵀ)⁻¹ F`` where ``F`` was orthonormal but for a small error, else the orthonormal
+            ``Q`` of ``F = L Q``.
+        lower: ``(b, r, r)``, that ``L``, if it was needed.
+        special: on the CPU, with ``lower``; whether ``L`` may be singular or of extreme scale.
     """
 
-    q: Tensor
-    factor: Tensor
-    special: Tensor
-    near: bool
+    projectors: Tensor
+    basis: Tensor
+    lower: Tensor | None = None
+    special: Tensor | None = None
 
 
-_ORDINARY = torch.tensor(False)
-
-
-def span_basis(frames: Tensor) -> Basis:
-    """By ``(I + E)^(−½) F = (I − E/2 + 3 E²/8 − …) F`` where ``E = F Fᵀ − I`` is small, else by Cholesky.
+def spans_of(frames: Tensor) -> Spans:
+    """By ``(I + E)⁻¹ F = F − E F + E² F − …`` where ``E = F Fᵀ − I`` is small, else by Cholesky.
 
     Frames are drawn orthonormal, and the gradient of a function of their spans is perpendicular to the spans, so that
     a step changes ``F Fᵀ`` to second order only: training stays near for long.
@@ -43,21 +41,23 @@ def span_basis(frames: Tensor) -> Basis:
     if not frames.is_meta:
         error = gram_error(frames)
         size, eps = torch.linalg.vector_norm(error).item(), torch.finfo(frames.dtype).eps
-        if size <= (2 * eps) ** (1 / 3):  # the series goes on with 5 E³/16
-            short = size <= eps**0.5
-            factor = error.mul_(-0.5) if short else torch.baddbmm(error, error, error, beta=-0.5, alpha=0.375)
-            return Basis(torch.baddbmm(frames, factor, frames), factor, _ORDINARY, True)
+        if size <= eps ** (1 / 3):  # the series goes on with E³
+            if size > eps**0.5:
+                error = torch.baddbmm(error, error, error, alpha=-1)
+            basis = torch.baddbmm(frames, error, frames, alpha=-1)
+            return Spans(torch.bmm(frames.mT, basis), basis)
     q, lower, special = _lq_forward(frames, "cholesky")
-    return Basis(q, lower, special, False)
+    return Spans(torch.bmm(q.mT, q), q, lower, special)
 
 
-def span_backward(grad: Tensor, basis: Basis) -> Tensor:
-    """The gradient of the frames, given the part across the span of that of ``Q``, of a function of ``Qᵀ Q``.
+def spans_backward(grad: Tensor, spans: Spans) -> Tensor:
+    """The gradient of the frames, given that of the projectors, ``(b, c, c)``, symmetric or not.
 
-    For such a function nothing is left of the part along the span: the gradient is ``L⁻ᵀ G``, or the same with ``I + H``
-    in place of ``L⁻ᵀ``.
+    It is ``(F Fᵀ)⁻¹ F (G + Gᵀ) (I − P)``: nothing along the spans.
     """
-    q, factor, special, near = basis
-    if not near and special.item():
-        return _lq_backward(grad, q, factor, special)
-    return torch.baddbmm(grad, factor, grad) if near else solve_lower_transposed(factor, grad)
+    projectors, basis, lower, special = spans
+    found = torch.bmm(basis, grad + grad.mT)
+    found = torch.baddbmm(found, found, projectors, alpha=-1)
+    if lower is None or special is None:
+        return found
+    return _lq_backward(found, basis, lower, special) if special.item() else solve_lower_transposed(lower, found)

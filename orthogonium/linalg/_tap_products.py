@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from orthogonium.linalg._constants import last_identity
-from orthogonium.linalg._projector_pairs import Steps, frame_gradients, pair_factors, projector_gradients
+from orthogonium.linalg._projector_pairs import Steps, pair_factors, projector_gradients
 
 
-def compose_taps(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, list[Tensor]]:
+def compose_taps(start: Tensor, projectors: Tensor, steps: Steps) -> tuple[Tensor, list[Tensor]]:
     """As :func:`orthogonium.linalg._projector_pairs.compose`, for steps that are to be composed by taps."""
-    groups, c = steps.groups, frames.shape[-1]
-    projectors = torch.bmm(frames.mT, frames)
+    groups, c = steps.groups, projectors.shape[-1]
     taps = _tap_matrices(projectors, steps)
     x = start[:, 0].mT if steps.left else start[:, 0]
     rows = x.shape[1]
-    kept = [projectors, *taps]
+    kept = [*taps]
     for tap in taps:
         kept.append(x)
         x = torch.bmm(x, tap.mT).view(groups, -1, c)
@@ -32,10 +31,12 @@ def compose_taps(start: Tensor, frames: Tensor, steps: Steps) -> tuple[Tensor, l
     return kernel.permute(0, 2, 3, 1) if steps.left else kernel.transpose(1, 2), kept
 
 
-def compose_taps_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def compose_taps_backward(
+    grad: Tensor, projectors: Tensor, steps: Steps, kept: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """As :func:`orthogonium.linalg._projector_pairs.compose_backward`."""
-    groups, c, count = steps.groups, frames.shape[-1], len(steps.sequence)
-    projectors, taps, kernels = kept[0], kept[1 : 1 + count], kept[1 + count :]
+    groups, c, count = steps.groups, projectors.shape[-1], len(steps.sequence)
+    taps, kernels = kept[:count], kept[count:]
     of_pairs = grad.new_empty((steps.pairs, groups, 3 * c, c)) if steps.pairs else None
     of_singles = grad.new_empty((count - steps.pairs, groups, 2 * c, c)) if steps.pairs < count else None
     places = _by_step(steps, of_pairs, of_singles)
@@ -44,8 +45,8 @@ def compose_taps_backward(grad: Tensor, frames: Tensor, steps: Steps, kept: Sequ
         wide = rows.view(groups, x.shape[1], -1)
         torch.bmm(wide.mT, x, out=place)
         rows = torch.bmm(wide, tap)
-    change = _projector_gradients(of_pairs, of_singles, projectors, steps)
-    return (rows.mT if steps.left else rows).unsqueeze(1), frame_gradients(change, frames, projectors)
+    found = _projector_gradients(of_pairs, of_singles, projectors, steps)
+    return (rows.mT if steps.left else rows).unsqueeze(1), found
 
 
 def _tap_matrices(projectors: Tensor, steps: Steps) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from orthogonium.linalg import cholesky_orthogonalize
 from orthogonium.linalg._precision import differentiates_forward, is_vectorized, without_autocast
 from orthogonium.linalg._projector_pairs import Steps, compose, compose_backward, plan_steps
-from orthogonium.linalg._spans import Basis, span_backward, span_basis
+from orthogonium.linalg._spans import Spans, spans_backward, spans_of
 from orthogonium.linalg._tap_products import compose_taps, compose_taps_backward
 from orthogonium.parametrizations.kernel_plan import KernelPlan
 
@@ -50,26 +50,26 @@ class _Parts(NamedTuple):
     """What the way back needs."""
 
     frames: torch.Size
-    basis: Basis
+    spans: Spans
     kept: list[Tensor]
 
 
 def _assemble(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> tuple[Tensor, _Parts]:
     steps = _steps(plan, matrix)
     ordered = frames if steps.order is None else frames.index_select(0, steps.order)
-    basis = span_basis(ordered.flatten(0, 1).mT)
+    spans = spans_of(ordered.flatten(0, 1).mT)
     forward = compose_taps if steps.by_taps else compose
-    kernel, kept = forward(plan.positions(matrix), basis.q, steps)
-    return plan.weight_of_positions(kernel), _Parts(frames.shape, basis, kept)
+    kernel, kept = forward(plan.positions(matrix), spans.projectors, steps)
+    return plan.weight_of_positions(kernel), _Parts(frames.shape, spans, kept)
 
 
 def _assemble_backward(grad: Tensor, plan: KernelPlan, parts: _Parts) -> tuple[Tensor, Tensor]:
     """The gradients of matrix and frames."""
-    steps, basis = _steps(plan, grad), parts.basis
+    steps, spans = _steps(plan, grad), parts.spans
     reverse = compose_taps_backward if steps.by_taps else compose_backward
     with without_autocast(grad):
-        grad_start, grad_q = reverse(plan.positions_of_weight(grad), basis.q, steps, parts.kept)
-        grad_frames = span_backward(grad_q, basis).mT.reshape(parts.frames)
+        grad_start, of_projectors = reverse(plan.positions_of_weight(grad), spans.projectors, steps, parts.kept)
+        grad_frames = spans_backward(of_projectors, spans).mT.reshape(parts.frames)
     if steps.inverse_order is not None:
         grad_frames = grad_frames.index_select(0, steps.inverse_order)
     return plan.matrix_of_positions(grad_start), grad_frames
@@ -86,14 +86,14 @@ def kernel_with_pullback(
 class _Assembly(Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, frames: Tensor, plan: KernelPlan) -> Tensor:
-        kernel, (ctx.shape, basis, kept) = _assemble(plan, matrix, frames)
-        ctx.save_for_backward(matrix, frames, basis.q, basis.factor, basis.special, *kept)
-        ctx.plan, ctx.near = plan, basis.near
+        kernel, (ctx.shape, spans, kept) = _assemble(plan, matrix, frames)
+        ctx.save_for_backward(matrix, frames, *spans, *kept)
+        ctx.plan = plan
         return kernel
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        matrix, frames, q, factor, special, *kept = ctx.saved_tensors
+        matrix, frames, projectors, basis, lower, special, *kept = ctx.saved_tensors
         again = torch.is_grad_enabled()
         if again or is_vectorized(grad):
             leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (matrix, frames)]
@@ -101,5 +101,5 @@ class _Assembly(Function):
                 value = _composite(ctx.plan, *leaves)
             found = torch.autograd.grad(value, leaves, grad, create_graph=again)
             return found[0], found[1], None
-        parts = _Parts(ctx.shape, Basis(q, factor, special, ctx.near), kept)
+        parts = _Parts(ctx.shape, Spans(projectors, basis, lower, special), kept)
         return *_assemble_backward(grad, ctx.plan, parts), None
