@@ -18,7 +18,7 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, gram_error, roomy_product, skew_part
+from orthogonium.linalg._products import add_product, gram_error, product, roomy_product, skew_part
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 
 Factors = tuple[Tensor, Tensor]
@@ -127,7 +127,7 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
         return flat.reshape(grad.shape)
     with without_autocast(grad):
         if q.shape[-2] == q.shape[-1]:  # then G = C Q
-            right = skew_part(roomy_product(grad, q.mT)).triu_(1) @ q
+            right = product(skew_part(roomy_product(grad, q.mT)).triu_(1), q)
         else:
             half = _halved_lower_(roomy_product(grad, q.mT))
             right = add_product(grad, half + half.mT, q, scale=-1.0)

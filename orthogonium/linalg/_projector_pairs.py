@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthogonium.linalg._products import add_product
-
 # Tap by tap (rows), what X and its products, S X and Π X or P X alone, contribute.
 _PAIR = ((0.0, 0.0, 1.0), (0.0, 1.0, -2.0), (1.0, -1.0, 1.0))
 _SINGLE = ((0.0, 1.0), (1.0, -1.0))
@@ -56,8 +54,8 @@ class Steps:
         left: the side on which projectors act.
         by_taps: whether `_tap_products` composes them: no axis has two steps, the kernel begins with one position, and
             the channels are so few that calls count for more than arithmetic.
-        pair_taps, single_taps: ``(3, 2)`` and ``(2, 1)``: from ``S, Π`` and from ``P`` to the taps of a step, but for
-            the identity in the last one.
+        pair_taps, single_taps: ``(·, 3, 2)`` and ``(·, 2, 1)``, by group: from ``S, Π`` and from ``P`` to the taps
+            of a step, but for the identity in the last one.
         pair_untaps: the transpose of the first.
     """
 
@@ -126,7 +124,17 @@ def _plan_steps(
             by_taps = by_taps and axis not in axes[done:]
         order = None if not pairs or not singles else torch.tensor(pairs + singles, device=device)
         double, single = (torch.tensor(rows, dtype=dtype, device=device)[:, 1:] for rows in (_PAIR, _SINGLE))
-        return Steps(tuple(found), order, groups, left, by_taps, double, single, double.mT.contiguous())
+        doubles, singles_in_all = len(pairs) // 2 * groups, len(singles) * groups
+        return Steps(
+            tuple(found),
+            order,
+            groups,
+            left,
+            by_taps,
+            double.expand(doubles, -1, -1),
+            single.expand(singles_in_all, -1, -1),
+            double.mT.contiguous().expand(doubles, -1, -1),
+        )
 
 
 def _mixing(sides: tuple[int, ...], axis: int, count: int) -> list[Tensor]:
@@ -154,8 +162,8 @@ def compose(start: Tensor, projectors: Tensor, steps: Steps) -> tuple[Tensor, li
         ``(groups, positions, rows · columns)``, and what :func:`compose_backward` needs: factors of pairs, and
         the kernel before each step.
     """
-    groups = steps.groups
-    pairs = pair_factors(projectors, steps)
+    groups, c = steps.groups, projectors.shape[-1]
+    pairs = pair_factors(projectors, steps).view(-1, groups, 2, c, c) if steps.pairs else projectors[:0]
     kept = [pairs]
     factors = _by_step(steps, pairs, projectors)
     x = start
@@ -169,20 +177,18 @@ def compose(start: Tensor, projectors: Tensor, steps: Steps) -> tuple[Tensor, li
 
 
 def pair_factors(projectors: Tensor, steps: Steps) -> Tensor:
-    """``S`` and ``Π`` of every pair, ``(pairs, groups, 2, c, c)``."""
-    if steps.pairs == 0:
-        return projectors[:0]
+    """``S`` and ``Π`` of every pair, ``(pairs · groups, 2, c, c)``; at least one."""
     first, second = _of_pairs(projectors, steps)
-    product = torch.bmm if steps.groups == 1 else torch.matmul
-    factors = torch.stack((first + second, product(second, first)), -3)
-    return factors if steps.groups > 1 else factors.unsqueeze(1)
+    return torch.stack((first + second, torch.bmm(second, first)), 1)
 
 
-def _of_pairs(projectors: Tensor, steps: Steps) -> tuple[Tensor, ...]:
-    """First and second projectors of every pair, ``(pairs, groups, c, c)`` each, without ``groups`` if there is one."""
-    n, groups, shape = steps.pairs, steps.groups, projectors.shape[1:]
-    taken = projectors if 2 * n * groups == len(projectors) else projectors[: 2 * n * groups]
-    return (taken.view(n, 2, *shape) if groups == 1 else taken.view(n, 2, groups, *shape)).unbind(1)
+def _of_pairs(projectors: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+    """First and second projectors of every pair, ``(pairs · groups, c, c)`` each."""
+    n, groups = steps.pairs, steps.groups
+    if groups == 1:
+        return projectors[: 2 * n : 2], projectors[1 : 2 * n : 2]
+    first, second = projectors[: 2 * n * groups].view(n, 2, groups, *projectors.shape[1:]).unbind(1)
+    return first.flatten(0, 1), second.flatten(0, 1)
 
 
 def _by_step(steps: Steps, pairs: Tensor, projectors: Tensor) -> list[Tensor]:
@@ -229,7 +235,7 @@ def compose_backward(grad: Tensor, projectors: Tensor, steps: Steps, kept: Seque
     in_order = list(zip(reversed(grad_factors), steps.sequence, strict=True))
     doubles = [grad for grad, step in in_order if step.count == 2]
     singles = [grad[:, 0] for grad, step in in_order if step.count == 1]
-    of_pairs = torch.stack(doubles) if doubles else None
+    of_pairs = torch.cat(doubles) if doubles else None
     return grad_x, projector_gradients(of_pairs, torch.cat(singles) if singles else None, projectors, steps)
 
 
@@ -255,15 +261,18 @@ def projector_gradients(of_pairs: Tensor | None, of_singles: Tensor | None, proj
     """Those of the projectors, which are symmetric, in their order; at least one argument is given.
 
     Args:
-        of_pairs: the gradients of ``S`` and ``Π``, ``(pairs, groups, 2, c, c)``.
+        of_pairs: the gradients of ``S`` and ``Π``, ``(pairs · groups, 2, c, c)``.
         of_singles: of the projectors of single taps, ``(taps · groups, c, c)``.
     """
     if of_pairs is None:
         assert of_singles is not None
         return of_singles
     first, second = _of_pairs(projectors, steps)
-    grad_total, grad_product = (of_pairs if steps.groups > 1 else of_pairs[:, 0]).unbind(-3)
-    to_first = add_product(grad_total, second, grad_product, scale=1.0)
-    to_second = add_product(grad_total, grad_product, first, scale=1.0)
-    found = torch.stack((to_first, to_second), 1).view(-1, *projectors.shape[1:])
+    grad_total, grad_product = of_pairs.unbind(1)
+    to_first = torch.baddbmm(grad_total, second, grad_product)
+    to_second = torch.baddbmm(grad_total, grad_product, first)
+    both = torch.stack((to_first, to_second), 1)
+    if steps.groups > 1:
+        both = both.view(steps.pairs, steps.groups, 2, *first.shape[1:]).transpose(1, 2).contiguous()
+    found = both.view(-1, *first.shape[1:])
     return found if of_singles is None else torch.cat((found, of_singles))

@@ -54,32 +54,31 @@ def _tap_matrices(projectors: Tensor, steps: Steps) -> list[Tensor]:
     c, groups, pairs = projectors.shape[-1], steps.groups, steps.pairs
     of_pairs = of_singles = None
     if pairs:
-        factors = pair_factors(projectors, steps).view(pairs * groups, 2, c * c)
-        of_pairs = _mixed(factors, steps.pair_taps, c).view(pairs, groups, 3 * c, c)
+        factors = pair_factors(projectors, steps).view(-1, 2, c * c)
+        taps = torch.baddbmm(last_identity(3, c, factors), steps.pair_taps, factors)
+        of_pairs = taps.view(pairs, groups, 3 * c, c)
     if pairs < len(steps.sequence):
-        singles = projectors[2 * pairs * groups :]
-        of_singles = _mixed(singles.view(-1, 1, c * c), steps.single_taps, c).view(-1, groups, 2 * c, c)
+        singles = projectors[2 * pairs * groups :].view(-1, 1, c * c)
+        taps = torch.baddbmm(last_identity(2, c, singles), steps.single_taps, singles)
+        of_singles = taps.view(-1, groups, 2 * c, c)
     return _by_step(steps, of_pairs, of_singles)
 
 
-def _mixed(factors: Tensor, mix: Tensor, c: int) -> Tensor:
-    last = last_identity(mix.shape[0], c, factors)
-    return torch.baddbmm(last, mix.expand(len(factors), -1, -1), factors)
-
-
 def _by_step(steps: Steps, of_pairs: Tensor | None, of_singles: Tensor | None) -> list[Tensor]:
-    doubles, singles = (iter(() if matrices is None else matrices.unbind(0)) for matrices in (of_pairs, of_singles))
+    if of_pairs is None or of_singles is None:
+        one_kind = of_singles if of_pairs is None else of_pairs
+        return [] if one_kind is None else list(one_kind.unbind(0))
+    doubles, singles = iter(of_pairs.unbind(0)), iter(of_singles.unbind(0))
     return [next(doubles if step.count == 2 else singles) for step in steps.sequence]
 
 
 def _projector_gradients(
     of_pairs: Tensor | None, of_singles: Tensor | None, projectors: Tensor, steps: Steps
 ) -> Tensor:
-    c, pairs, groups = projectors.shape[-1], steps.pairs, steps.groups
+    c = projectors.shape[-1]
     of_factors = of_projectors = None
     if of_pairs is not None:
-        unmix = steps.pair_untaps.expand(pairs * groups, -1, -1)
-        of_factors = torch.bmm(unmix, of_pairs.view(pairs * groups, 3, c * c)).view(pairs, groups, 2, c, c)
+        of_factors = torch.bmm(steps.pair_untaps, of_pairs.view(-1, 3, c * c)).view(-1, 2, c, c)
     if of_singles is not None:
         first, last = of_singles.view(-1, 2, c, c).unbind(1)
         of_projectors = first - last
