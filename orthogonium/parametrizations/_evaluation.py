@@ -9,7 +9,6 @@ pass, or evaluation mode, where none is kept).
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,11 +28,11 @@ class _Pullback:
     """The way back. It refers neither to the node nor to the module, so that nothing holds itself alive."""
 
     def __init__(
-        self, compute: Compute, originals: Sequence[Tensor], spans: Sequence[range], direct: ComputeWithReverse | None
+        self, compute: Compute, originals: list[Tensor], spans: list[range], direct: ComputeWithReverse | None
     ) -> None:
-        self.compute, self.originals, self.spans, self.direct = compute, list(originals), list(spans), direct
-        self.memory = [t.detach() for t in self.originals]  # held, so that no other tensor takes its address
-        self.versions = [t._version for t in self.originals]
+        self.compute, self.originals, self.spans, self.direct = compute, originals, spans, direct
+        self.memory = [t.detach() for t in originals]  # held, so that no other tensor takes its address
+        self.versions = [t._version for t in originals]
         self.reverse: Reverse | None = None
         self.flags: list[bool] = []  # which of them the reverse gives gradients for
         self.used = False
@@ -141,9 +140,11 @@ class Evaluation:
         keep_graph: bool,
         direct: ComputeWithReverse | None = None,
     ) -> None:
-        flat = [tensor for group in originals for tensor in group]
-        ends = list(accumulate(len(group) for group in originals))
-        spans = [range(end - len(group), end) for group, end in zip(originals, ends, strict=True)]
+        flat: list[Tensor] = []
+        spans: list[range] = []
+        for group in originals:
+            flat += group
+            spans.append(range(len(flat) - len(group), len(flat)))
         self._pullback = _Pullback(compute, flat, spans, direct)
         self._places = [(t.data_ptr(), t.stride()) for t in flat]
         # in training, a weight is kept for one pass alone

@@ -46,8 +46,10 @@ class OrthogonalKernel(nn.Module):
             orthogonal = self.matrix_hook(matrix)
             if frames is None:
                 return self.plan.assemble(orthogonal, None).to(dtype)
-            with _naming_frames():
+            try:
                 return kernel_of_free_frames(self.plan, orthogonal, frames).to(dtype)
+            except NonFiniteError as error:
+                raise _of_frames(error) from None
 
     def closed_form(self) -> ComputeWithReverse | None:
         """See :func:`orthogonium.parametrizations.closed_form.closed_form`."""
@@ -64,8 +66,11 @@ class OrthogonalKernel(nn.Module):
                 kernel = orthogonal.reshape(self.plan.weight_shape)
                 back = self._of_matrix_alone
             else:
-                with without_autocast(orthogonal), _naming_frames():
-                    kernel, back = kernel_with_pullback(self.plan, orthogonal, in_dtype(free[1], work))
+                try:
+                    with without_autocast(orthogonal):
+                        kernel, back = kernel_with_pullback(self.plan, orthogonal, in_dtype(free[1], work))
+                except NonFiniteError as error:
+                    raise _of_frames(error) from None
 
             def reverse(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
                 if grads[0] is None:
@@ -144,9 +149,5 @@ def draw_parts(
     return matrix, None if plan.frames_shape is None else haar(plan.frames_shape)
 
 
-@contextmanager
-def _naming_frames() -> Iterator[None]:
-    try:
-        yield
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error} (the free frames behind the kernel)") from None
+def _of_frames(error: NonFiniteError) -> NonFiniteError:
+    return NonFiniteError(f"{error} (the free frames behind the kernel)")

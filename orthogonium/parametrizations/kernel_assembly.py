@@ -42,30 +42,27 @@ def _composite(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> Tensor:
     return plan.assemble(matrix, cholesky_orthogonalize(frames))
 
 
-def _steps(plan: KernelPlan, like: Tensor) -> Steps:
-    return plan_steps(plan.axes, plan.core, plan.groups, plan.middle, plan.after_core, like.dtype, like.device)
-
-
 class _Parts(NamedTuple):
     """What the way back needs."""
 
+    steps: Steps
     frames: torch.Size
     spans: Spans
     kept: list[Tensor]
 
 
 def _assemble(plan: KernelPlan, matrix: Tensor, frames: Tensor) -> tuple[Tensor, _Parts]:
-    steps = _steps(plan, matrix)
+    steps = plan_steps(plan.axes, plan.core, plan.groups, plan.middle, plan.after_core, matrix.dtype, matrix.device)
     ordered = frames if steps.order is None else frames.index_select(0, steps.order)
     spans = spans_of(ordered.flatten(0, 1).mT)
     forward = compose_taps if steps.by_taps else compose
     kernel, kept = forward(plan.positions(matrix), spans.projectors, steps)
-    return plan.weight_of_positions(kernel), _Parts(frames.shape, spans, kept)
+    return plan.weight_of_positions(kernel), _Parts(steps, frames.shape, spans, kept)
 
 
 def _assemble_backward(grad: Tensor, plan: KernelPlan, parts: _Parts) -> tuple[Tensor, Tensor]:
     """The gradients of matrix and frames."""
-    steps, spans = _steps(plan, grad), parts.spans
+    steps, spans = parts.steps, parts.spans
     reverse = compose_taps_backward if steps.by_taps else compose_backward
     with without_autocast(grad):
         grad_start, of_projectors = reverse(plan.positions_of_weight(grad), spans.projectors, steps, parts.kept)
@@ -86,7 +83,7 @@ def kernel_with_pullback(
 class _Assembly(Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, frames: Tensor, plan: KernelPlan) -> Tensor:
-        kernel, (ctx.shape, spans, kept) = _assemble(plan, matrix, frames)
+        kernel, (ctx.steps, ctx.shape, spans, kept) = _assemble(plan, matrix, frames)
         ctx.save_for_backward(matrix, frames, *spans, *kept)
         ctx.plan = plan
         return kernel
@@ -101,5 +98,5 @@ class _Assembly(Function):
                 value = _composite(ctx.plan, *leaves)
             found = torch.autograd.grad(value, leaves, grad, create_graph=again)
             return found[0], found[1], None
-        parts = _Parts(ctx.shape, Spans(projectors, basis, lower, special), kept)
+        parts = _Parts(ctx.steps, ctx.shape, Spans(projectors, basis, lower, special), kept)
         return *_assemble_backward(grad, ctx.plan, parts), None
