@@ -18,8 +18,8 @@ PLANS = [
     for (out, inner), k, s, groups in itertools.product(CHANNELS, KERNELS, (1, 2), (1, 3))
 ]
 PLANS = [plan for plan in PLANS if plan.frames_shape is not None]
-# how far frames are from orthonormal: the short and the long series, and Cholesky
-NEAR = [0.0, 1e-9, 1e-6, 1.0]
+# how far frames are from orthonormal: the short series (twice), the long one, and Cholesky
+NEAR = {torch.float64: [0.0, 1e-9, 2e-7, 1.0], torch.float32: [0.0, 1e-6, 1e-4, 1.0]}
 
 
 @pytest.fixture(params=["by taps where possible", "by pairs"])
@@ -41,7 +41,7 @@ def tap_by_tap(plan, matrix, frames):
     return plan.assemble(matrix, cholesky_orthogonalize(frames))
 
 
-@pytest.mark.parametrize("error", NEAR)
+@pytest.mark.parametrize("error", NEAR[torch.float64])
 @pytest.mark.usefixtures("either_way")
 def test_kernel_and_gradients_are_those_of_the_composition(error):
     for plan in PLANS:
@@ -54,7 +54,7 @@ def test_kernel_and_gradients_are_those_of_the_composition(error):
         assert_close(found, reference, rtol=1e-10, atol=1e-11, msg=str(plan))
 
 
-@pytest.mark.parametrize("error", NEAR)
+@pytest.mark.parametrize("error", NEAR[torch.float32])
 @pytest.mark.parametrize("plan", [KernelPlan(16, 16, (3, 3), (1, 1)), KernelPlan(8, 8, (5, 4), (2, 1), 2)], ids=str)
 @pytest.mark.usefixtures("either_way")
 def test_rounding_in_float32(plan, error):
@@ -83,7 +83,7 @@ def test_which_way_is_taken(either_way):
     assert not by_taps(KernelPlan(64, 64, (3, 3), (1, 1)))
 
 
-@pytest.mark.parametrize("error", NEAR)
+@pytest.mark.parametrize("error", NEAR[torch.float64])
 @pytest.mark.usefixtures("either_way")
 def test_derivatives_of_both_orders(error):
     for plan in (KernelPlan(4, 2, (3, 2), (1, 1)), KernelPlan(2, 4, (3, 3), (2, 1), 2)):
