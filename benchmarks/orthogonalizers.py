@@ -9,7 +9,6 @@ shape, measured by the same process right before. Figures are medians.
 
 import argparse
 import csv
-import itertools
 import math
 import platform
 import random
@@ -33,7 +32,7 @@ OURS = ["POLAR", "DEFAULT", "BJORCK_PASS_THROUGH", "CHOLESKY", "CHOLESKY_STABLE"
 PEERS = ["DEFAULT", "DEFAULT_TEST", "CHOLESKY", "QR", "EXP"]
 TORCH = ["svd", "matrix_exp", "cayley", "householder"]
 THIN = (1024, 64)
-SMALL = 1 << 18  # entries; larger ones take long, and vary less
+VISITS, QUICK = 3, 0.2  # in a round, of what a goal compares and takes fewer seconds
 
 # (label, theirs, ours, start, {shape: goal}); the goal is the least ratio of their time to ours, forward and backward.
 SQUARE: dict[tuple[int, ...], float] = {(256, 256): 4.0, (512, 512): 4.0, (1024, 1024): 4.0}
@@ -114,11 +113,16 @@ def is_compared(entry: tuple[Any, ...]) -> bool:
     )
 
 
+def is_quick(reply: dict[str, Any]) -> bool:
+    return bool(reply.get("both", math.inf) < QUICK)
+
+
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per entry, saved round by round.
 
-    A round passes over everything, shape by shape, in an order drawn anew, and then some more times over what a goal
-    compares: that is near in time, and a slow minute of the machine spoils a few samples and not their median.
+    A round passes over everything, shape by shape, in an order drawn anew, and some more times over what a goal
+    compares unless that takes long: it is near in time, and a slow minute of the machine spoils some samples and not
+    their median.
     """
     libraries = ["ours", "torch", *([] if arguments.own else ["geotorch", "torchlip"])]
     libraries += ["peer"] if arguments.peer else []
@@ -135,15 +139,17 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for _ in track(range(arguments.rounds), transient=True):
         for shape in order.sample(shapes, len(shapes)):
             here = [entry for entry in todo if entry[2] == shape]
-            again = [entry for entry in here if is_compared(entry)] if math.prod(shape) <= SMALL else []
-            for entry in itertools.chain(*(order.sample(part, len(part)) for part in (here, again, again))):
-                library, method, _, start = entry
-                request = {"method": method, "shape": shape, "start": start, **common}
-                pair = workers[library].ask(**(request | {"method": "pair", "quality": False}))["forward"]
-                reply = workers[library].ask(**request, quality=not samples[entry])
-                if "error" not in reply:
-                    reply["pair"] = pair
-                samples[entry].append(reply)
+            for visit in range(VISITS):
+                if visit:
+                    here = [entry for entry in here if is_compared(entry) and is_quick(samples[entry][-1])]
+                for entry in order.sample(here, len(here)):
+                    library, method, _, start = entry
+                    request = {"method": method, "shape": shape, "start": start, **common}
+                    pair = workers[library].ask(**(request | {"method": "pair", "quality": False}))["forward"]
+                    reply = workers[library].ask(**request, quality=not samples[entry])
+                    if "error" not in reply:
+                        reply["pair"] = pair
+                    samples[entry].append(reply)
         rows = [row(entry, samples[entry]) for entry in todo]
         if arguments.out:
             save(rows, arguments.out)
