@@ -223,7 +223,7 @@ def _multiply(factors: Tensor, x: Tensor, step: Step, left: bool) -> list[Tensor
 def compose_backward(grad: Tensor, projectors: Tensor, steps: Steps, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients of ``start`` and ``projectors``, given that of the kernel that :func:`compose` returned, of its shape.
 
-    The second is one of many: only its effect on symmetric matrices is meant.
+    Of the second only the symmetric part has a meaning, since projectors are symmetric.
     """
     pairs, *kernels = kept
     grad_x, grad_factors = grad, []
