@@ -25,18 +25,20 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="balanced")
     parser.add_argument("--preset", default="default")
+    parser.add_argument("--model", default="mlp")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
             run = Path(folder) / str(seed)
-            choice = ["--recipe", options.recipe, "--preset", options.preset, "--seed", str(seed)]
-            status = orthogonium(["train", *choice, "--out", str(run)])
+            choice = ["--recipe", options.recipe, "--preset", options.preset, "--model", options.model]
+            status = orthogonium(["train", *choice, "--seed", str(seed), "--out", str(run)])
             if status:
                 return status
             rows.append(figures(json.loads((run / "metrics.json").read_text())))
     print(
-        f"\n{options.recipe}, preset {options.preset}\n seed  clean  " + "  ".join(f"{r:>5}" for r in RADII),
+        f"\n{options.model}, {options.recipe}, preset {options.preset}\n seed  clean  "
+        + "  ".join(f"{r:>5}" for r in RADII),
         end="",
     )
     print("  bound−1 (1e-6)  seconds")
