@@ -124,16 +124,16 @@ def _plan_steps(
             by_taps = by_taps and axis not in axes[done:]
         order = None if not pairs or not singles else torch.tensor(pairs + singles, device=device)
         double, single = (torch.tensor(rows, dtype=dtype, device=device)[:, 1:] for rows in (_PAIR, _SINGLE))
-        doubles, singles_in_all = len(pairs) // 2 * groups, len(singles) * groups
+        of_pairs, of_singles = len(pairs) // 2 * groups, len(singles) * groups
         return Steps(
             tuple(found),
             order,
             groups,
             left,
             by_taps,
-            double.expand(doubles, -1, -1),
-            single.expand(singles_in_all, -1, -1),
-            double.mT.contiguous().expand(doubles, -1, -1),
+            double.expand(of_pairs, -1, -1),
+            single.expand(of_singles, -1, -1),
+            double.mT.contiguous().expand(of_pairs, -1, -1),
         )
 
 

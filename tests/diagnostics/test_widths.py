@@ -147,11 +147,11 @@ def test_measuring_on_a_gpu_leaves_its_random_state_alone():
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("arguments", [(mlp, 64), (mlp, [8, 16], X, loss)])
-def test_one_number_where_several_belong_is_named(arguments):
-    names = {2: "widths", 4: "seeds"}
-    with pytest.raises(TypeError, match=f"{names[len(arguments)]} must be a list of integers, got"):
-        og.coordinate_check(*arguments, seeds=3)
+@pytest.mark.parametrize("name", ["widths", "seeds"])
+def test_one_number_where_several_belong_is_named(name):
+    arguments = {"widths": [8, 16], "seeds": (0,)} | {name: 3}
+    with pytest.raises(TypeError, match=f"{name} must be a list of integers, got 3"):
+        og.coordinate_check(mlp, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ PLANS = [
     for (out, inner), k, s, groups in itertools.product(CHANNELS, KERNELS, (1, 2), (1, 3))
 ]
 PLANS = [plan for plan in PLANS if plan.frames_shape is not None]
-# how far frames are from orthonormal: the short series (twice), the long one, and Cholesky
+# how far frames are from orthonormal: the short series, the long one, and Cholesky take over one after the other
 NEAR = {torch.float64: [0.0, 1e-9, 2e-7, 1.0], torch.float32: [0.0, 1e-6, 1e-4, 1.0]}
 
 
