@@ -28,9 +28,15 @@ def circular_pad(features: Tensor, pads: Pads) -> Tensor:
         ``(..., *(before + side + after))``; ``channels_last`` is kept.
     """
     if not _is_plain(features) or any(p < 0 or p > n for n, pair in _axes(features, pads) for p in pair):
-        return F.pad(features, [p for pair in reversed(pads) for p in pair], mode="circular")
+        return _torch_pad(features, pads)
+    if not (features.requires_grad and torch.is_grad_enabled()):
+        return _padded(features, pads)
     padded: Tensor = _Pad.apply(features, tuple(pads))
     return padded
+
+
+def _torch_pad(features: Tensor, pads: Pads) -> Tensor:
+    return F.pad(features, [p for pair in reversed(pads) for p in pair], mode="circular")
 
 
 def circular_fold(wide: Tensor, pads: Pads) -> Tensor:
@@ -82,28 +88,35 @@ class _Pad(Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, pads: Pads) -> Tensor:
         ctx.pads = pads
-        dims = features.ndim
-        shape = [*features.shape[: -len(pads)], *(side + sum(pair) for side, pair in _axes(features, pads))]
-        wide = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=_memory_format(features))
-        centre = wide
-        for axis, (before, _) in enumerate(pads, dims - len(pads)):
-            centre = centre.narrow(axis, before, features.shape[axis])
-        centre.copy_(features)
-        # the last axis first, along rows of the centre; then the one before, along rows already complete
-        for axis in range(dims - 1, dims - len(pads) - 1, -1):
-            (before, after), side = pads[axis - dims], features.shape[axis]
-            rows = wide
-            for other in range(dims - len(pads), axis):
-                rows = rows.narrow(other, pads[other - dims][0], features.shape[other])
-            if before:
-                rows.narrow(axis, 0, before).copy_(rows.narrow(axis, side, before))
-            if after:
-                rows.narrow(axis, before + side, after).copy_(rows.narrow(axis, before, after))
-        return wide
+        return _padded(features, pads)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return circular_fold(grad, ctx.pads), None
+
+
+def _padded(features: Tensor, pads: Pads) -> Tensor:
+    """A new tensor, by torch's own padding in row-major order: it would lay ``channels_last`` out anew."""
+    dims, memory_format = features.ndim, _memory_format(features)
+    if memory_format is torch.contiguous_format and dims - len(pads) in (1, 2):
+        return _torch_pad(features, pads)
+    shape = [*features.shape[: -len(pads)], *(side + sum(pair) for side, pair in _axes(features, pads))]
+    wide = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)
+    centre = wide
+    for axis, (before, _) in enumerate(pads, dims - len(pads)):
+        centre = centre.narrow(axis, before, features.shape[axis])
+    centre.copy_(features)
+    # the last axis first, along rows of the centre; then the one before, along rows already complete
+    for axis in range(dims - 1, dims - len(pads) - 1, -1):
+        (before, after), side = pads[axis - dims], features.shape[axis]
+        rows = wide
+        for other in range(dims - len(pads), axis):
+            rows = rows.narrow(other, pads[other - dims][0], features.shape[other])
+        if before:
+            rows.narrow(axis, 0, before).copy_(rows.narrow(axis, side, before))
+        if after:
+            rows.narrow(axis, before + side, after).copy_(rows.narrow(axis, before, after))
+    return wide
 
 
 class _Fold(Function):

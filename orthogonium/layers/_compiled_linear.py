@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium.layers._direct_reading import lone_constraint
-from orthogonium.parametrizations.compiled_evaluation import remembered_linear
+from orthogonium.parametrizations.compiled_evaluation import remembered_product
 
 
 def multiply_without_copy(module: nn.Module) -> None:
@@ -29,7 +29,10 @@ def _product(module: Any, inputs: Tensor) -> Tensor | None:
     if found is None or torch.is_autocast_enabled(inputs.device.type):
         return None
     constraint, originals = found
-    if not constraint.is_looked_up(originals):
+    if len(originals) > 1 or not constraint.is_looked_up(originals):
         return None
-    product: Tensor = remembered_linear(inputs, module.bias, originals, constraint.number, module.out_features)
-    return product
+    original, bias = originals[0], module.bias
+    if bias is None or bias.dtype != original.dtype or bias.dtype not in (torch.float32, torch.float64):
+        return remembered_product(inputs, bias, original, constraint.number)
+    # left to the compiler, which adds the bias while it goes over the product for the activation
+    return remembered_product(inputs, None, original, constraint.number) + bias

@@ -37,7 +37,7 @@ def lone_constraint(module: Any, name: str) -> tuple[Constraint, list[Tensor]] |
     listing = module._modules["parametrizations"]._modules[name]
     hooks, free = listing._modules, listing._parameters
     constraint = hooks.get("0")
-    if type(constraint) is not Constraint or len(hooks) > 1 or len(free) != listing.ntensors:
+    if not isinstance(constraint, Constraint) or len(hooks) > 1 or len(free) != listing.ntensors:
         return None
     return None if _is_watched(listing) or _is_watched(constraint) else (constraint, list(free.values()))
 

@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._precision import is_vectorized
+from orthogonium.parametrizations._layout import by_columns
 
 Compute = Callable[[list[Tensor]], list[Tensor]]
 # gradients of the weights, None where one was not used, to those of the free tensors
@@ -123,6 +124,26 @@ class _Handout(Function):
         return None, None, *pullback.gradients(grads)
 
 
+class _Seen:
+    """One free tensor as it was when the weight was made."""
+
+    __slots__ = ("copied", "pointer", "strides", "tensor", "version")
+
+    def __init__(self, tensor: Tensor, keep_copy: bool) -> None:
+        self.tensor, self.version = tensor, tensor._version
+        self.pointer, self.strides = tensor.data_ptr(), tensor.stride()
+        self.copied = tensor.detach().clone() if keep_copy and _is_shared(tensor) else None
+
+    def holds(self, tensor: Tensor, alias: bool) -> bool:
+        """Whether ``tensor`` is this one, unchanged."""
+        mine = self.tensor
+        if mine is not tensor and not (alias and mine.shape == tensor.shape and mine.dtype == tensor.dtype):
+            return False
+        if tensor._version != self.version or tensor.data_ptr() != self.pointer or tensor.stride() != self.strides:
+            return False
+        return self.copied is None or torch.equal(self.copied, tensor)
+
+
 class Evaluation:
     """The weights made from one state of some free tensors.
 
@@ -146,9 +167,8 @@ class Evaluation:
             flat += group
             spans.append(range(len(flat) - len(group), len(flat)))
         self._pullback = _Pullback(compute, flat, spans, direct)
-        self._places = [(t.data_ptr(), t.stride()) for t in flat]
-        # in training, a weight is kept for one pass alone
-        self._copies = [None if keep_graph or not _is_shared(t) else t.detach().clone() for t in flat]
+        seen = [_Seen(t, keep_copy=not keep_graph) for t in flat]  # in training, a weight is kept for one pass alone
+        self._seen = [seen[span.start : span.stop] for span in spans]
         self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))
@@ -160,6 +180,7 @@ class Evaluation:
                 with torch.no_grad():
                     self._values = [value.detach() for value in compute(flat)]
         self._value_versions = [value._version for value in self._values]
+        self._factors: dict[int, Tensor] = {}
 
     @property
     def originals(self) -> list[Tensor]:
@@ -171,18 +192,10 @@ class Evaluation:
 
         ``alias``: other tensors over the same memory will do, as compiled code passes them; not where gradients flow.
         """
-        kept = self._pullback
         if self._values[position]._version != self._value_versions[position]:
             return False
-        for j, original in zip(kept.spans[position], originals, strict=True):
-            mine = kept.originals[j]
-            same = mine is original or (alias and mine.shape == original.shape and mine.dtype == original.dtype)
-            if not same or kept.versions[j] != original._version:
-                return False
-            if self._places[j] != (original.data_ptr(), original.stride()):
-                return False
-            copied = self._copies[j]
-            if copied is not None and not torch.equal(copied, original):
+        for seen, original in zip(self._seen[position], originals, strict=True):
+            if not seen.holds(original, alias):
                 return False
         return True
 
@@ -195,6 +208,13 @@ class Evaluation:
     def value(self, position: int) -> Tensor:
         """The weight without a gradient: the tensor itself, to be read only."""
         return self._values[position]
+
+    def factor(self, position: int) -> Tensor:
+        """``Wᵀ`` of a weight that is a matrix, without a gradient, where products ``x Wᵀ`` like it; to be read only."""
+        known = self._factors.get(position)
+        if known is None:
+            known = self._factors[position] = by_columns(self._values[position]).mT
+        return known
 
     def weight(self, position: int) -> Tensor:
         """The weight, on the shared node where gradients are recorded."""

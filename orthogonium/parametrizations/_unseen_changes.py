@@ -28,7 +28,10 @@ class HookBuffers:
 
 def are_current(buffers: Seen) -> bool:
     """Whether they are the same tensors, and none has been written to since."""
-    return all(held.get(name) is tensor and _version(tensor) == seen for held, name, tensor, seen in buffers)
+    for held, name, tensor, seen in buffers:  # no generator: this stands between the products of an evaluation
+        if held.get(name) is not tensor or _version(tensor) != seen:
+            return False
+    return True
 
 
 def _version(tensor: Tensor | None) -> int:

@@ -53,26 +53,27 @@ def wants_values_alone(originals: Sequence[Tensor]) -> bool:
     return not (torch.is_grad_enabled() and any(original.requires_grad for original in originals))
 
 
-def _value(originals: Sequence[Tensor], number: int) -> Tensor:
-    evaluation, position = _holders[number].current(originals, alias=True)
-    return evaluation.value(position)
-
-
 def _weight(originals: list[Tensor], number: int, shape: list[int]) -> Tensor:
-    return _value(originals, number).clone(memory_format=torch.contiguous_format)  # as the fake one says
+    evaluation, position = _holders[number].current(originals, alias=True)
+    return evaluation.value(position).clone(memory_format=torch.contiguous_format)  # as the fake one says
 
 
-def _linear(inputs: Tensor, bias: Tensor | None, originals: list[Tensor], number: int, rows: int) -> Tensor:
-    return nn.functional.linear(inputs, _value(originals, number), bias)
+def _product(inputs: Tensor, bias: Tensor | None, original: Tensor, number: int) -> Tensor:
+    """Few calls: between two products of matrices each of them comes from memory and not from a cache."""
+    evaluation, position = _holders[number].current((original,), alias=True)
+    factor = evaluation.factor(position)
+    if bias is None and inputs.ndim == 2:
+        return torch.mm(inputs, factor)
+    return nn.functional.linear(inputs, factor.mT, bias)
 
 
 # Declared by hand: the wrapper of `torch.library.custom_op` costs as much again.
 _NAMESPACE = f"orthogonium_{__version__.replace('.', '_')}"
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _library.define("remembered(Tensor[] originals, int number, int[] shape) -> Tensor")
-_library.define("remembered_linear(Tensor inputs, Tensor? bias, Tensor[] originals, int number, int rows) -> Tensor")
+_library.define("remembered_product(Tensor inputs, Tensor? bias, Tensor original, int number) -> Tensor")
 _library.impl("remembered", _weight, "CompositeExplicitAutograd")
-_library.impl("remembered_linear", _linear, "CompositeExplicitAutograd")
+_library.impl("remembered_product", _product, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::remembered", lib=_library)
@@ -80,31 +81,25 @@ def _fake_weight(originals: list[Tensor], number: int, shape: list[int]) -> Tens
     return originals[0].new_empty(shape)
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::remembered_linear", lib=_library)
-def _fake_linear(inputs: Tensor, bias: Tensor | None, originals: list[Tensor], number: int, rows: int) -> Tensor:
-    return inputs.new_empty((*inputs.shape[:-1], rows))
+@torch.library.register_fake(f"{_NAMESPACE}::remembered_product", lib=_library)
+def _fake_product(inputs: Tensor, bias: Tensor | None, original: Tensor, number: int) -> Tensor:
+    return inputs.new_empty((*inputs.shape[:-1], original.shape[0]))
 
 
-def _batched_linear(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    inputs: Tensor,
-    bias: Tensor | None,
-    originals: list[Tensor],
-    number: int,
-    rows: int,
+def _batched_product(
+    info: Any, in_dims: tuple[Any, ...], inputs: Tensor, bias: Tensor | None, original: Tensor, number: int
 ) -> tuple[Tensor, int]:
     """Any number of leading dimensions will do."""
     of_inputs, of_bias, *_ = in_dims
     inputs = inputs.expand(info.batch_size, *inputs.shape) if of_inputs is None else inputs.movedim(of_inputs, 0)
     if bias is None or of_bias is None:
-        return remembered_linear(inputs, bias, originals, number, rows), 0
-    product = remembered_linear(inputs, None, originals, number, rows)
+        return remembered_product(inputs, bias, original, number), 0
+    product = remembered_product(inputs, None, original, number)
     bias = bias.movedim(of_bias, 0)
-    return product + bias.view(len(bias), *(1,) * (product.ndim - 2), rows), 0
+    return product + bias.view(len(bias), *(1,) * (product.ndim - 2), -1), 0
 
 
-torch.library.register_vmap(f"{_NAMESPACE}::remembered_linear", _batched_linear, lib=_library)
+torch.library.register_vmap(f"{_NAMESPACE}::remembered_product", _batched_product, lib=_library)
 
 remembered_weight = getattr(torch.ops, _NAMESPACE).remembered
-remembered_linear = getattr(torch.ops, _NAMESPACE).remembered_linear
+remembered_product = getattr(torch.ops, _NAMESPACE).remembered_product

@@ -32,7 +32,7 @@ class Watcher:
 
     @property
     def multiplies(self) -> bool:
-        return any("remembered_linear" in name for name in self.seen)
+        return any("remembered_product" in name for name in self.seen)
 
 
 @pytest.fixture(autouse=True)
