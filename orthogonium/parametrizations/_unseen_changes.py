@@ -28,7 +28,7 @@ class HookBuffers:
 
 def are_current(buffers: Seen) -> bool:
     """Whether they are the same tensors, and none has been written to since."""
-    for held, name, tensor, seen in buffers:  # no generator: this stands between the products of an evaluation
+    for held, name, tensor, seen in buffers:  # noqa: SIM110, a generator costs more than the few comparisons
         if held.get(name) is not tensor or _version(tensor) != seen:
             return False
     return True

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import orthogonium as og
+from tests.helpers import rounding
 
 MAKERS = {
     "OrthoLinear": lambda: og.OrthoLinear(6, 5),
     "UnitNormLinear": lambda: og.UnitNormLinear(6, 5, bias=False),
     "nn.Linear": lambda: og.orthogonal(nn.Linear(6, 5)),
+    "large": lambda: og.OrthoLinear(64, 96),  # its copy lies by columns
 }
 
 
@@ -47,14 +49,34 @@ def compiled(layer: nn.Module) -> tuple[Any, Watcher]:
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (0, 6)])
-def test_values_and_operator(make: Any, shape: tuple[int, ...]) -> None:
-    layer, x = make().eval(), torch.randn(shape)
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)], ids=str)
+def test_values_and_operator(make: Any, leading: tuple[int, ...]) -> None:
+    layer = make().eval()
+    x = torch.randn(*leading, layer.in_features)
     function, watcher = compiled(layer)
     with torch.no_grad():
-        assert torch.equal(function(x), layer(x))
+        found, again, weight = function(x), function(x), layer.weight
+    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+    expected = nn.functional.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=rounding(weight))
+    assert torch.equal(found, again)
     assert watcher.multiplies
     assert not watcher.copies
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the layout is one for MKL")
+def test_the_copy_by_columns_stays_inside() -> None:
+    """What the layer hands out lies in memory as before, and is no part of that copy."""
+    layer, x = og.OrthoLinear(64, 96).eval(), torch.randn(3, 64)
+    with torch.no_grad():
+        before = layer.weight
+        compiled(layer)[0](x)
+        evaluation, position = layer.parametrizations.weight[0]._evaluation[:2]
+        factor = evaluation.factor(position)
+        assert factor.stride() != before.mT.stride()
+        assert torch.equal(factor, before.mT)
+        assert layer.weight.stride() == before.stride()
+        assert layer.weight.data_ptr() == before.data_ptr()
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -71,6 +93,67 @@ def test_every_change_is_followed(backend: str) -> None:
     other = torch.randn(5, 6)
     with torch.inference_mode():
         torch.testing.assert_close(function(other), model(other), rtol=0, atol=1e-6)
+
+
+def fused_step(layer: nn.Module) -> None:
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, fused=True)
+    with torch.enable_grad():
+        layer(torch.ones(2, 64)).square().sum().backward()
+    optimizer.step()
+
+
+def in_place_step(layer: nn.Module) -> None:
+    class Raw(torch.optim.Optimizer):
+        def step(self, closure: Any = None) -> None:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.add_(torch.randn(parameter.shape))
+
+    Raw(layer.parameters(), {}).step()
+
+
+def turned_base(layer: nn.Module) -> None:
+    layer.parametrizations.weight[0].orthogonalizer.base.neg_()
+
+
+def transposed(layer: nn.Module) -> None:
+    free_of(layer).data = free_of(layer).data.T
+
+
+def replaced(layer: nn.Module) -> None:
+    free_of(layer).data = torch.randn(64, 64)
+
+
+def written_into(layer: nn.Module) -> None:
+    layer.weight.mul_(2.0)
+
+
+def shared_memory(layer: nn.Module) -> None:
+    layer.share_memory()
+    compiled(layer)[0](torch.ones(2, 64))
+    free_of(layer).data.add_(torch.randn(64, 64))  # as another process would
+
+
+def free_of(layer: nn.Module) -> Tensor:
+    return layer.parametrizations.weight.original
+
+
+CHANGES = [fused_step, in_place_step, turned_base, transposed, replaced, written_into, shared_memory]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_changes(change: Any) -> None:
+    """By optimisers and through ``.data``, of the hook's own state, and of the weight that was handed out."""
+    preset = og.reparametrizers.EXP_ORTHO_PARAMS if change is turned_base else og.DEFAULT_ORTHO_PARAMS
+    layer, x = og.OrthoLinear(64, 64, ortho_params=preset).eval(), torch.randn(3, 64)
+    function, _ = compiled(layer)
+    with torch.no_grad():
+        before = function(x)
+        change(layer)
+        weight = layer.parametrizations.weight[0].compute(free_of(layer))
+        expected = nn.functional.linear(x, weight, layer.bias)
+        torch.testing.assert_close(function(x), expected, rtol=0, atol=rounding(weight))
+        if change is not written_into:
+            assert (expected - before).abs().max() > 0.1
 
 
 def test_gradients_of_the_input_in_evaluation() -> None:
@@ -134,19 +217,24 @@ BATCHED = [("weight", "bias"), ("weight",), ("bias",), ()]
 @pytest.mark.parametrize("shape", [(3, 4), (3, 5, 4)])
 @pytest.mark.parametrize("batched", BATCHED, ids=["both", "weights", "biases", "inputs"])
 @pytest.mark.parametrize("preset", [og.DEFAULT_ORTHO_PARAMS, og.CHOLESKY_ORTHO_PARAMS], ids=["default", "cholesky"])
-def test_batches_of_everything(preset: og.OrthoParams, batched: tuple[str, ...], shape: tuple[int, ...]) -> None:
-    layer = og.OrthoLinear(4, 4, ortho_params=preset).eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batches_of_everything(
+    preset: og.OrthoParams, batched: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    layer = og.OrthoLinear(4, 4, ortho_params=preset, dtype=dtype).eval()
     chosen = {name: p for name, p in layer.named_parameters() if any(part in name for part in batched)}
-    stacked = {name: torch.randn(3, *value.shape) for name, value in chosen.items()}
+    stacked = {name: torch.randn(3, *value.shape).to(dtype) for name, value in chosen.items()}
 
     def each(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(layer, parameters, (x,))
 
-    function, x = torch.func.vmap(each), torch.randn(shape)
+    function, x = torch.func.vmap(each), torch.randn(shape).to(dtype)
     with torch.no_grad():
         expected = function(stacked, x)
         found = torch.compile(function, backend="aot_eager", fullgraph=True)(stacked, x)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    # float32 differs by the matrices; bfloat16 by those and by the roundings of sums of up to 8
+    atol = 1e-5 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 def test_a_wrong_size_is_refused() -> None:
