@@ -1,10 +1,11 @@
 """What the constraint costs a training step: an MLP, a stack of many small layers, and evaluation.
 
-    python benchmarks/step_overhead.py --peer PATH --out docs/benchmarks
+    python benchmarks/step_overhead.py --peer PATH --compile --out docs/benchmarks
 
 Medians of process time (wall time on a GPU) over rounds in a random order; each library in a process of its own. One
 step is forward, backward and Adam. A ratio compares calls that took turns in the same second, with ``nn.Linear`` (and,
-for compiled models, with the same model not compiled).
+for compiled models, with the same model not compiled). ``--compile`` adds every preset compiled, and evaluation of
+other batch sizes and of MaxMin networks.
 """
 
 import argparse
@@ -17,18 +18,34 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from _contestants import timed_beside
 from torch import nn
 
-# name: (width, depth, batch)
-MODELS = {"MLP 4x512": (512, 4, 128), "MLP 32x64": (64, 32, 128)}
+
+class Model(NamedTuple):
+    """Square linear layers with an activation between, and what is measured of them."""
+
+    width: int
+    depth: int
+    batch: int
+    activation: str = "ReLU"
+    measured: tuple[str, ...] = ("step", "evaluation")
 
 
-def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.Module:
-    """Square linear layers with ReLU between; the preset ``plain`` is torch's own layer."""
+MODELS = {"MLP 4x512": Model(512, 4, 128), "MLP 32x64": Model(64, 32, 128)}
+EVALUATED = {
+    f"MLP 4x512 {activation} {batch}": Model(512, 4, batch, activation, ("evaluation",))
+    for activation in ("ReLU", "MaxMin")
+    for batch in (1, 8, 32, 128, 512)
+}
+
+
+def build(library: str, preset: str, model: Model, device: str) -> nn.Module:
+    """The preset ``plain`` is torch's own layer."""
+    width, depth = model.width, model.depth
     torch.manual_seed(0)
     if preset.startswith("plain"):
         layers = [nn.Linear(width, width) for _ in range(depth)]
@@ -46,21 +63,31 @@ def build(library: str, preset: str, width: int, depth: int, device: str) -> nn.
             layers = [OrthoLinear(width, width, ortho_params=params) for _ in range(depth)]
     parts: list[nn.Module] = []
     for layer in layers:
-        parts += [layer, nn.ReLU()]
+        parts += [layer, activation(model.activation)]
     return nn.Sequential(*parts[:-1]).to(device)
+
+
+def activation(name: str) -> nn.Module:
+    if name == "ReLU":
+        return nn.ReLU()
+    import orthogonium
+
+    found: nn.Module = getattr(orthogonium, name)()
+    return found
 
 
 def prepared(library: str, name: str, preset: str, device: str) -> dict[str, Callable[[], None]]:
     """A training step and an evaluation of one model."""
-    width, depth, batch = MODELS[name]
-    model = build(library, preset, width, depth, device)
+    described = (MODELS | EVALUATED)[name]
+    model = build(library, preset, described, device)
     if preset.endswith(" fused"):
         import orthogonium
 
         orthogonium.fused(model)
     if preset.endswith(" compiled"):
-        model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
-    x = torch.randn(batch, width, device=device)
+        # each for its own batch size: one model after the other runs through the same code
+        model = torch.compile(model, fullgraph=True, dynamic=False)  # type: ignore[assignment]
+    x = torch.randn(described.batch, described.width, device=device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def step() -> None:
@@ -76,16 +103,18 @@ def prepared(library: str, name: str, preset: str, device: str) -> dict[str, Cal
         with torch.no_grad():
             model(x)
 
-    for action in (step, evaluate):  # compiles, and fills caches
+    actions = {"step": step, "evaluation": evaluate}
+    chosen = {what: actions[what] for what in described.measured}
+    for action in chosen.values():  # compiles, and fills caches
         action()
         action()
-    return {"step": step, "evaluation": evaluate}
+    return chosen
 
 
 def serve(library: str) -> None:
     """One JSON object a line: seconds of a preset, of a plain model, and of the preset not compiled."""
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 64  # one model after the other through the same code
+    torch._dynamo.config.recompile_limit = 128
     make = cache(prepared)
     for line in sys.stdin:
         request = json.loads(line)
@@ -93,9 +122,9 @@ def serve(library: str) -> None:
         beside = dict.fromkeys([preset, "plain", preset.removesuffix(" compiled")])
         models = [make(library, request["model"], name, device) for name in beside]
         reply: dict[str, list[float]] = {}
-        for what, share in (("step", 1.0), ("evaluation", 0.5)):
-            actions = [model[what] for model in models]
-            reply[what] = timed_beside(actions, device, share * request["seconds"])
+        for what in models[0]:
+            share = 1.0 if what == "step" else 0.5
+            reply[what] = timed_beside([model[what] for model in models], device, share * request["seconds"])
         print(json.dumps(reply), flush=True)
 
 
@@ -116,7 +145,8 @@ def main() -> None:
     presets = ["plain", "POLAR", "POLAR fused", "DEFAULT", "CHOLESKY", "CHOLESKY fused", "QR", "EXP", "CAYLEY"]
     todo = [("ours", model, preset) for model in MODELS for preset in presets]
     if arguments.compile:
-        todo += [("ours", "MLP 4x512", f"{preset} compiled") for preset in presets if " " not in preset]
+        todo += [("ours", model, f"{preset} compiled") for model in MODELS for preset in presets if " " not in preset]
+        todo += [("ours", model, preset) for model in EVALUATED for preset in ("plain compiled", "DEFAULT compiled")]
     if arguments.peer:
         todo += [("peer", model, preset) for model in MODELS for preset in ("DEFAULT", "CHOLESKY")]
     workers = {
@@ -133,18 +163,21 @@ def main() -> None:
     rows = []
     for (library, model, preset), replies in samples.items():
         row: dict[str, Any] = {"model": model, "library": library, "preset": preset}
-        for what in ("step", "evaluation"):
+        for what in replies[0]:
             median = [statistics.median(column) for column in zip(*(reply[what] for reply in replies), strict=True)]
             ratios = [reply[what][0] / reply[what][min(1, len(reply[what]) - 1)] for reply in replies]
             row[f"{what}_ms"], row[f"{what}_ratio"] = 1e3 * median[0], statistics.median(ratios)
             eager = [reply[what][0] / reply[what][-1] for reply in replies] if preset.endswith(" compiled") else []
             row[f"{what}_to_eager"] = statistics.median(eager) if eager else ""
         rows.append(row)
-    rows.sort(key=lambda row: (row["model"], row["step_ms"]))
+    rows.sort(key=lambda row: (list(MODELS | EVALUATED).index(row["model"]), row.get("step_ms", row["evaluation_ms"])))
     table = Table("model", "library", "preset", "step", "× plain", "× eager", "evaluation", "× plain", "× eager")
     for row in rows:
         cells = [row["model"], row["library"], row["preset"]]
         for what in ("step", "evaluation"):
+            if f"{what}_ms" not in row:
+                cells += ["", "", ""]
+                continue
             eager = row[f"{what}_to_eager"]
             cells += [f"{row[f'{what}_ms']:.2f} ms", f"{row[f'{what}_ratio']:.2f}", f"{eager:.2f}" if eager else ""]
         table.add_row(*cells)
@@ -152,7 +185,7 @@ def main() -> None:
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         with (arguments.out / "step_overhead.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, max(map(list, rows), key=len))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from orthogonium._version import __version__
 
+# CUDA graphs, as of torch.compile(mode="reduce-overhead"), replay kernels without the decisions that chose them. An
+# operator that decides on the host stays outside of them, in the versions of torch that can be told so.
+DECIDES_ON_THE_HOST = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+
 
 def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run the function itself in eager mode, and as one custom operator while PyTorch traces.
@@ -32,7 +36,8 @@ def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[
 
         # the version in the name keeps compiled graphs that outlive an upgrade from meeting another operator
         name = f"orthogonium_{__version__.replace('.', '_')}::{function.__name__.lstrip('_')}"
-        operator = torch.library.custom_op(name, contiguous, mutates_args=())
+        tags: dict[str, Any] = {"tags": DECIDES_ON_THE_HOST} if DECIDES_ON_THE_HOST else {}
+        operator = torch.library.custom_op(name, contiguous, mutates_args=(), **tags)
         operator.register_fake(fake)
 
         @wraps(function)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from orthogonium._version import __version__
+from orthogonium.linalg._opaque import DECIDES_ON_THE_HOST
 from orthogonium.parametrizations._evaluation import Evaluation
 
 # where torch cannot tell, every traced program might be an exported one
@@ -70,8 +71,11 @@ def _product(inputs: Tensor, bias: Tensor | None, original: Tensor, number: int)
 # Declared by hand: the wrapper of `torch.library.custom_op` costs as much again.
 _NAMESPACE = f"orthogonium_{__version__.replace('.', '_')}"
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
-_library.define("remembered(Tensor[] originals, int number, int[] shape) -> Tensor")
-_library.define("remembered_product(Tensor inputs, Tensor? bias, Tensor original, int number) -> Tensor")
+for _schema in (
+    "remembered(Tensor[] originals, int number, int[] shape) -> Tensor",
+    "remembered_product(Tensor inputs, Tensor? bias, Tensor original, int number) -> Tensor",
+):
+    _library.define(_schema, tags=DECIDES_ON_THE_HOST)
 _library.impl("remembered", _weight, "CompositeExplicitAutograd")
 _library.impl("remembered_product", _product, "CompositeExplicitAutograd")
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from orthogonium.layers import OrthoLinear, UnitNormLinear
 from orthogonium.reparametrizers import PRESETS
@@ -52,6 +53,26 @@ def test_compile(preset):
         assert_same(step(model, compiled), expected)
         with torch.no_grad():
             assert_same([compiled(torch.ones(5, 6))], [model(torch.ones(5, 6))])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_operators_stay_outside_of_cuda_graphs(preset):
+    """A replay would repeat what they decided once: on a road to the weight, or that the remembered one is current."""
+    ours = set()
+
+    def backend(graph, inputs):
+        ours.update(node.target for node in graph.graph.nodes if "orthogonium" in str(node.target))
+        return graph.forward
+
+    model = model_of(preset)
+    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=backend, bw_compiler=backend))
+    compiled(torch.ones(5, 6)).sum().backward()
+    of_training = len(ours)
+    with torch.no_grad():
+        model.eval()
+        compiled(torch.ones(5, 6))
+    assert 0 < of_training < len(ours)
+    assert all(torch.Tag.cudagraph_unsafe in operator.tags for operator in ours)
 
 
 @pytest.mark.parametrize("preset", ["default", "cholesky"])
