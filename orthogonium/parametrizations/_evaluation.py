@@ -177,8 +177,8 @@ class Evaluation:
                 values, self._pullback.reverse = self._pullback.build()
                 self._values = [value.detach() for value in values]
             else:
-                with torch.no_grad():
-                    self._values = [value.detach() for value in compute(flat)]
+                with torch.no_grad():  # row-major, as what reads, exports and saves a weight expects it
+                    self._values = [value.detach().contiguous() for value in compute(flat)]
         self._value_versions = [value._version for value in self._values]
         self._factors: dict[int, Tensor] = {}
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import orthogonium as og
 from orthogonium.layers import AOLConv2d, AOLConvTranspose1d, SkewOrthoConv1d, SkewOrthoConv2d
+from orthogonium.reparametrizers import PRESETS
 from tests.surgery.zoo import ZOO, build
 
 LAYERS = {
@@ -69,6 +70,17 @@ def test_every_layer_has_a_plain_form_with_the_same_bits(name):
     assert "orthogonium" not in str(buffer.getvalue())
     again = torch.load(buffer, weights_only=False)(x)
     assert torch.equal(again[0] if isinstance(again, tuple) else again, expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 7), (7, 4)], ids=str)
+def test_weights_of_evaluation_are_row_major(preset, sizes):
+    """As files of tensors demand, whatever layout the preset computes them in."""
+    layer = og.OrthoLinear(*sizes, ortho_params=PRESETS[preset]).eval()
+    assert layer.weight.is_contiguous()
+    assert og.export(layer).weight.is_contiguous()
+    remove_parametrizations(layer, "weight")
+    assert layer.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("name", ZOO)
