@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from orthogonium._checks import check_floating, check_matrix
 from orthogonium.linalg._exponential_steps import expm, expm_reverse, squarings_for
-from orthogonium.linalg._factorizations import cholesky_factor
+from orthogonium.linalg._factorizations import definite_inverse
 from orthogonium.linalg._figures import frobenius, largest, trace
 from orthogonium.linalg._functions import apply
 from orthogonium.linalg._opaque import opaque
@@ -31,17 +31,14 @@ from orthogonium.linalg._precision import (
     raise_if_not_finite,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, skew_part, symmetric_product
+from orthogonium.linalg._products import add_product, product, roomy_product, skew_part, symmetric_product
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg._skew_spectral import spectral_gradient, spectral_map
 
 Map = Literal["exponential", "cayley"]
 
-# Above this norm of A a Cayley solve in working precision loses too many digits.
-_CAYLEY_NORM = 64.0
-_SYMMETRIC_NORM = 8.0
-# From this side on two triangular solves are faster than an inverse and a product.
-_TRIANGULAR_SIDE = 256
+# Above this norm of A a Cayley solve in working precision loses too many digits, and below this one none that matter.
+_CAYLEY_NORM, _CALM = 64.0, 32.0
 
 
 class _Argument(NamedTuple):
@@ -112,13 +109,13 @@ def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[
     if norm is None:
         return spectral_map(free, base, kind), nothing
     if kind == "cayley":
-        half = _cayley_half(norm, argument)
-        q = base @ _doubled_minus_identity(half)
+        half = _cayley_half(argument)
+        frames = base.expand(*half.shape[:-2], *base.shape[-2:])
+        q = add_product(frames, frames, half, scale=2.0, addend_scale=-1.0)
         if argument.thin:
             return _polished(q + argument.outside @ half), half
-        # the symmetric inverse leaves an error of some 40 eps, which a small contract does not hold and a large one
-        # does
-        accurate = base.shape[-1] >= 128 and norm <= _SYMMETRIC_NORM
+        # the inverse leaves an error of some 20 eps, which a small contract does not hold and a large one does
+        accurate = base.shape[-1] >= 128 and norm <= _CALM
         return q if accurate else _polished(q), half
     squarings = squarings_for(norm, free.dtype)
     if not argument.thin:
@@ -130,14 +127,17 @@ def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[
 
 
 @opaque(lambda grad, free, *rest: torch.empty_like(free, memory_format=torch.contiguous_format))
-def _frame_backward(grad: Tensor, free: Tensor, base: Tensor, half: Tensor, kind: str, budget: int) -> Tensor:
+def _frame_backward(
+    grad: Tensor, free: Tensor, base: Tensor, q: Tensor, half: Tensor, kind: str, budget: int
+) -> Tensor:
     """The reverse of :func:`_frame_forward`; cheap intermediates are made again instead of stored."""
     with without_autocast(grad):
         square_frame = base.shape[-2] == base.shape[-1]
         if kind == "cayley" and square_frame:
             if half.flatten()[0].item() == 0:
                 return spectral_gradient(grad, free, base, kind)
-            return skew_part(half.mT @ (base.mT @ grad) @ half.mT)
+            through = (q + base).mT  # 2 aᵀ Q₀ᵀ
+            return skew_part(roomy_product(product(through, grad).mul_(0.5), half.mT))
         (skew, outside, gram, square), norm = _measured(free, base, kind, budget)
         if norm is None:
             return spectral_gradient(grad, free, base, kind)
@@ -167,7 +167,8 @@ def _measured(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[_Argu
     if not norm < float("inf"):
         raise_if_not_finite("matrix", free)
         return argument, None
-    if not argument.thin and norm < torch.finfo(free.dtype).tiny ** -0.25:  # S² is far from overflow
+    measurable = norm < torch.finfo(free.dtype).tiny ** -0.25  # S² is far from overflow
+    if not argument.thin and measurable and not (kind == "cayley" and norm <= _CALM):
         square = symmetric_product(argument.skew, argument.skew)
         argument = argument._replace(square=square)
         norm = min(norm, _norm_bound_by_square(square))
@@ -175,32 +176,16 @@ def _measured(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[_Argu
     return argument, None if too_large else norm
 
 
-def _cayley_half(norm: float, argument: _Argument) -> Tensor:
+def _cayley_half(argument: _Argument) -> Tensor:
     """``a = (I − S/2 + Z/4)⁻¹``, the upper block of ``(I − M/2)⁻¹``; its lower block is ``a / 2`` in units of ``X₂``.
 
-    For a square frame ``Z = 0`` and ``a = (I + S/2)(I − S²/4)⁻¹``: a symmetric inverse costs half of a general
-    one. It squares the condition number, so only for small arguments.
+    The symmetric part of what is inverted is ``I + Z/4``, definite. For a square frame ``Z = 0``.
     """
-    if argument.square is None or norm > _SYMMETRIC_NORM:
-        system = -0.5 * argument.skew + 0.25 * argument.gram
-        system.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        return torch.linalg.inv_ex(system).inverse
-    definite = argument.square * -0.25
-    definite.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    lower = cholesky_factor(definite)
-    if definite.shape[-1] >= _TRIANGULAR_SIDE:
-        half = argument.skew * 0.5
-        half.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        half = torch.linalg.solve_triangular(lower.mT, half, upper=True, left=False)
-        return torch.linalg.solve_triangular(lower, half, upper=False, left=False)
-    inverse = torch.cholesky_inverse(lower)
-    return add_product(inverse, argument.skew, inverse, scale=0.5)
-
-
-def _doubled_minus_identity(half: Tensor) -> Tensor:
-    doubled = 2.0 * half
-    doubled.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-    return doubled
+    system = argument.skew * -0.5
+    if argument.thin:
+        system.add_(argument.gram, alpha=0.25)
+    system.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return torch.linalg.inv_ex(system).inverse if argument.thin else definite_inverse(system)
 
 
 def _frame_composite(free: Tensor, base: Tensor, kind: str) -> Tensor:
@@ -225,7 +210,7 @@ class _Frame(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:2], output[1])
+        ctx.save_for_backward(*inputs[:2], *output)
         ctx.rest = inputs[2:]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
@@ -234,9 +219,9 @@ class _Frame(Function):
     def backward(ctx: Any, grad: Tensor | None, unused: None) -> tuple[Tensor | None, None, None, None]:
         if grad is None:
             return None, None, None, None
-        free, base, half = ctx.saved_tensors
+        free, base, q, half = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return _frame_backward(grad, free, base, half, *ctx.rest), None, None, None
+            return _frame_backward(grad, free, base, q, half, *ctx.rest), None, None, None
         with torch.enable_grad(), without_autocast(grad):
             leaf = free if free.requires_grad else free.detach().requires_grad_()
             value = _frame_composite(leaf, base, ctx.rest[0])
@@ -287,4 +272,4 @@ def skew_frame_with_pullback(free: Tensor, base: Tensor, kind: Map, budget: int 
         return transposed(*skew_frame_with_pullback(free.mT, base.mT, kind, budget))
     base = base.to(free.dtype)
     q, half = _frame_forward(free, base, kind, budget)
-    return q, lambda grad: _frame_backward(grad, free, base, half, kind, budget)
+    return q, lambda grad: _frame_backward(grad, free, base, q, half, kind, budget)
