@@ -18,7 +18,14 @@ from orthogonium.linalg._precision import (
     times_power_of_two,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, gram_error, product, roomy_product, skew_part
+from orthogonium.linalg._products import (
+    add_product,
+    lower_gram_error,
+    minus_lower_times,
+    roomy_product,
+    skew_part,
+    upper_times,
+)
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 
 Factors = tuple[Tensor, Tensor]
@@ -70,13 +77,12 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     """
     lower = gram_factor(matrix)
     q = solve_lower(lower, matrix)
-    error = gram_error(q)
+    step = _halved_lower_(lower_gram_error(q))
     eps = torch.finfo(matrix.dtype).eps
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
-    if not largest(frobenius(error)) <= limit:
+    if not 2 * largest(frobenius(step)) <= limit:  # E = H + Hᵀ
         return None
-    step = _halved_lower_(error)
-    return add_product(q, step, q, scale=-1.0), add_product(lower, lower, step, scale=1.0) if stable else lower
+    return minus_lower_times(q, step, q), add_product(lower, lower, step, scale=1.0) if stable else lower
 
 
 def _halved_lower_(matrix: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def _lq_backward(grad: Tensor, q: Tensor, lower: Tensor, special: Tensor) -> Ten
         return flat.reshape(grad.shape)
     with without_autocast(grad):
         if q.shape[-2] == q.shape[-1]:  # then G = C Q
-            right = product(skew_part(roomy_product(grad, q.mT)).triu_(1), q)
+            right = upper_times(skew_part(roomy_product(grad, q.mT)).triu_(1), q)
         else:
             half = _halved_lower_(roomy_product(grad, q.mT))
             right = add_product(grad, half + half.mT, q, scale=-1.0)

@@ -60,6 +60,28 @@ def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
+def upper_times(upper: Tensor, right: Tensor) -> Tensor:
+    """``U B`` with ``U`` upper triangular, ``(..., m, m)``: strips skip what is zero. Not differentiable."""
+    if not _worth_strips(upper):
+        return product(upper, right)
+    result = torch.empty_like(right, memory_format=torch.contiguous_format)
+    for start in range(0, len(upper), _STRIP):
+        stop = start + _STRIP
+        torch.mm(upper[start:stop, start:], right[start:], out=result[start:stop])
+    return result
+
+
+def minus_lower_times(addend: Tensor, lower: Tensor, right: Tensor) -> Tensor:
+    """``C − L B`` with ``L`` lower triangular, ``(..., m, m)``, likewise."""
+    if not _worth_strips(lower):
+        return add_product(addend, lower, right, scale=-1.0)
+    result = torch.empty_like(addend, memory_format=torch.contiguous_format)
+    for start in range(0, len(lower), _STRIP):
+        stop = start + _STRIP
+        torch.addmm(addend[start:stop], lower[start:stop, :stop], right[:stop], alpha=-1, out=result[start:stop])
+    return result
+
+
 def gram_error(matrix: Tensor) -> Tensor:
     """``Q Qᵀ − I``, ``(..., m, m)``. Not differentiable."""
     if matrix.ndim > 3 or _worth_strips(matrix):
@@ -70,6 +92,15 @@ def gram_error(matrix: Tensor) -> Tensor:
     if matrix.ndim == 2:
         return torch.addmm(addend, matrix, matrix.mT, beta=-1)
     return torch.baddbmm(addend, matrix, matrix.mT, beta=-1)
+
+
+def lower_gram_error(matrix: Tensor) -> Tensor:
+    """The lower triangle of ``Q Qᵀ − I``, ``(..., m, m)``; above it, finite but arbitrary. Not differentiable."""
+    if not _worth_strips(matrix):
+        return gram_error(matrix)
+    error = lower_product(matrix, matrix.mT)
+    error.diagonal().sub_(1.0)
+    return error
 
 
 def roomy_product(left: Tensor, right: Tensor) -> Tensor:

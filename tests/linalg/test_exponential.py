@@ -50,6 +50,26 @@ def test_against_dense_matrices(kind, scale, dtype):
             assert torch.equal(skew_frame(free.mT, base.mT, kind), found.mT)
 
 
+@pytest.mark.parametrize("norm", [1.0, 31.0, 33.0, 63.0, 65.0])
+@pytest.mark.parametrize("rank", [1, 128])
+def test_cayley_maps_of_large_sides(rank, norm):
+    """Inverted by blocks, not polished while the norm is known to be small, and by the spectrum where it is not."""
+    shape, dtype = (160, 160), torch.float32
+    free = gaussian((160, rank)) @ gaussian((rank, 160), seed=1)
+    free *= norm / torch.linalg.matrix_norm(free - free.mT, 2)
+    base, grad = orthogonal_matrix(shape, seed=2), gaussian(shape, seed=3)
+    narrow = free.to(dtype).requires_grad_()
+    found = skew_frame(narrow, base.to(dtype), "cayley")
+    assert orthogonality_defect(found.detach()).max() <= contract(found)
+    wide = narrow.detach().double().requires_grad_()
+    expected = dense(wide, base, "cayley")
+    rounding = 10 * torch.finfo(dtype).eps * norm
+    assert (found - expected).abs().max() <= rounding
+    (gradient,) = torch.autograd.grad(found, narrow, grad.to(dtype))
+    (reference,) = torch.autograd.grad(expected, wide, grad)
+    assert torch.linalg.matrix_norm(gradient - reference) <= rounding * torch.linalg.matrix_norm(reference)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_gives_the_frame(kind):
     for shape in TALL:

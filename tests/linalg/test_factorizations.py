@@ -1,14 +1,23 @@
-"""Factors of symmetric matrices: the same at the sides that are enlarged on the way as beside them."""
+"""Factors of symmetric matrices, also at sides that are enlarged on the way; inverses; products with triangles."""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.testing import assert_close
 
+from orthogonium.linalg import orthogonality_defect
 from orthogonium.linalg._constants import half_lower, identity
-from orthogonium.linalg._factorizations import cholesky_factor, eigenbasis, gram_factor
+from orthogonium.linalg._factorizations import definite_inverse, eigenbasis, gram_factor
 from orthogonium.linalg._figures import frobenius, largest, least_ratio, smallest, trace
-from orthogonium.linalg._products import add_roomy_product, roomy_product, skew_part
-from tests.helpers import DTYPES, conditioned, gaussian
+from orthogonium.linalg._products import (
+    add_roomy_product,
+    lower_gram_error,
+    minus_lower_times,
+    roomy_product,
+    skew_part,
+    upper_times,
+)
+from tests.helpers import DTYPES, conditioned, contract, gaussian
 
 SHAPES = [(5, 9), (127, 127), (128, 128), (128, 300), (3, 128, 130), (256, 256), (512, 512), (2, 512, 512)]
 FEW = 4  # backward errors of these factorisations, in units of √n eps
@@ -25,10 +34,10 @@ def residual(found, expected, dtype):
 def test_cholesky_factors(shape, dtype):
     matrix = conditioned(shape, 4.0, dtype=dtype)
     gram = matrix.double() @ matrix.double().mT
-    for lower in (gram_factor(matrix), cholesky_factor(gram.to(dtype))):
-        assert torch.equal(lower, lower.tril())
-        assert lower.mT.is_contiguous(), "nothing of the larger matrix may be kept"
-        assert residual(lower.double() @ lower.double().mT, gram, dtype) <= FEW
+    lower = gram_factor(matrix)
+    assert torch.equal(lower, lower.tril())
+    assert lower.mT.is_contiguous(), "nothing of the larger matrix may be kept"
+    assert residual(lower.double() @ lower.double().mT, gram, dtype) <= FEW
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -53,14 +62,43 @@ def test_a_singular_matrix_shows_in_the_smallest_eigenvalue():
     assert least_ratio(values) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", [0.0, 1.0, 8.0, 64.0])
+@pytest.mark.parametrize(
+    "shape", [(5, 5), (128, 128), (129, 129), (3, 200, 200), (2, 2, 130, 130), (512, 512)], ids=str
+)
+def test_inverse_by_blocks(shape, norm, dtype):
+    """``2 (I − S/2)⁻¹ − I`` is orthogonal, which no error of the inverse may hide behind a large ``S``."""
+    skew = skew_part(gaussian(shape))
+    size = torch.linalg.matrix_norm(skew, 2, keepdim=True)
+    definite = (torch.eye(shape[-1]) - 0.5 * norm / size * skew).to(dtype)
+    expected = torch.linalg.inv(definite.double())
+    found = definite_inverse(definite).double()
+    assert residual(found, expected, dtype) <= FEW * max(1.0, norm / 8)
+    cayley = 2 * found - torch.eye(shape[-1], dtype=torch.float64)
+    defect = orthogonality_defect(cayley).max()
+    assert defect <= max(1.0, norm / 8) * contract(definite) / 2
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (256, 256), (300, 310), (3, 256, 256)], ids=str)
+def test_products_with_triangles(shape):
+    right, addend = gaussian(shape, seed=0), gaussian(shape, seed=1)
+    square = gaussian((*shape[:-1], shape[-2]), seed=2)
+    assert_close(upper_times(square.triu(), right), square.triu() @ right, rtol=0, atol=1e-12)
+    found = minus_lower_times(addend, square.tril(), right)
+    assert_close(found, addend - square.tril() @ right, rtol=0, atol=1e-12)
+    error = (right @ right.mT - torch.eye(shape[-2])).tril()
+    assert_close(lower_gram_error(right).tril(), error, rtol=0, atol=1e-12 * shape[-1])
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (128, 128), (200, 200), (3, 128, 128), (2, 3, 130, 130)], ids=str)
 def test_products_with_room_between_rows(shape):
     left, right = gaussian(shape, seed=0), gaussian(shape, seed=1)
     product = left @ right
-    torch.testing.assert_close(roomy_product(left, right), product, rtol=0, atol=1e-12)
-    torch.testing.assert_close(skew_part(roomy_product(left, right)), product - product.mT, rtol=0, atol=1e-12)
+    assert_close(roomy_product(left, right), product, rtol=0, atol=1e-12)
+    assert_close(skew_part(roomy_product(left, right)), product - product.mT, rtol=0, atol=1e-12)
     added = add_roomy_product(left, left, right, scale=-0.5, addend_scale=2.0)
-    torch.testing.assert_close(added, 2 * left - 0.5 * product, rtol=0, atol=1e-12)
+    assert_close(added, 2 * left - 0.5 * product, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (2, 3, 4, 4)], ids=str)
