@@ -23,10 +23,6 @@ def gram_factor(matrix: Tensor) -> Tensor:
         return torch.linalg.cholesky_ex(lower_product(matrix, matrix.mT)).L
     larger, inner = _larger(matrix, rows)
     lower_product(matrix, matrix.mT, out=inner)
-    return _inner_factor(larger, rows)
-
-
-def _inner_factor(larger: Tensor, rows: int) -> Tensor:
     larger[..., rows:, rows:].diagonal(dim1=-2, dim2=-1).fill_(1.0)
     factor = torch.linalg.cholesky_ex(larger).L
     return factor.mT[..., :rows, :rows].contiguous().mT  # by columns, and no longer than needed
