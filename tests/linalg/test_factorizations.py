@@ -80,7 +80,7 @@ def test_inverse_by_blocks(shape, norm, dtype):
     assert defect <= max(1.0, norm / 8) * contract(definite) / 2
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (256, 256), (300, 310), (3, 256, 256)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 9), (256, 256), (300, 310), (301, 700), (3, 256, 256)], ids=str)
 def test_products_with_triangles(shape):
     right, addend = gaussian(shape, seed=0), gaussian(shape, seed=1)
     square = gaussian((*shape[:-1], shape[-2]), seed=2)
