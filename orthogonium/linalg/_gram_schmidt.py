@@ -102,7 +102,7 @@ def _fake_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@opaque(_fake_forward)
+@opaque(_fake_forward, by_columns=lambda matrix, method: () if method == "householder" else (1,))
 def _lq_forward(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """``(Q, L, s)``; ``s``, on the CPU, says that ``L`` may be singular or of extreme scale."""
     if matrix.ndim > 3:  # products of two batch dimensions cost half again as much

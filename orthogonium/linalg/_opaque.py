@@ -14,7 +14,9 @@ from orthogonium._version import __version__
 DECIDES_ON_THE_HOST = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 
 
-def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def opaque(
+    fake: Callable[..., Any], by_columns: Callable[..., tuple[int, ...]] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run the function itself in eager mode, and as one custom operator while PyTorch traces.
 
     The functions below decide on the host ("is this matrix nearly orthogonal already?"), which a
@@ -24,21 +26,29 @@ def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[
 
     Args:
         fake: takes the same arguments, returns empty tensors of the shapes that the function returns.
+        by_columns: takes the same arguments, says which of several results lie by columns, as LAPACK leaves them, where
+            the operator returns them. The others are row-major.
     """
+
+    def arranged(result: Any, args: tuple[Any, ...]) -> Any:
+        if isinstance(result, Tensor):
+            return result.contiguous()
+        columns = () if by_columns is None else by_columns(*args)
+        return tuple(
+            part.mT.contiguous().mT if number in columns else part.contiguous() for number, part in enumerate(result)
+        )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
-        def contiguous(*args: Any) -> Any:
-            result = function(*args)
-            if isinstance(result, Tensor):
-                return result.contiguous()
-            return tuple(part.contiguous() for part in result)
+        def arranging(*args: Any) -> Any:
+            return arranged(function(*args), args)
 
-        # the version in the name keeps compiled graphs that outlive an upgrade from meeting another operator
-        name = f"orthogonium_{__version__.replace('.', '_')}::{function.__name__.lstrip('_')}"
+        # version and layout in the name keep compiled graphs that outlive an upgrade from meeting another operator
+        layout = "" if by_columns is None else "_by_columns"
+        name = f"orthogonium_{__version__.replace('.', '_')}::{function.__name__.lstrip('_')}{layout}"
         tags: dict[str, Any] = {"tags": DECIDES_ON_THE_HOST} if DECIDES_ON_THE_HOST else {}
-        operator = torch.library.custom_op(name, contiguous, mutates_args=(), **tags)
-        operator.register_fake(fake)
+        operator = torch.library.custom_op(name, arranging, mutates_args=(), **tags)
+        operator.register_fake(lambda *args: arranged(fake(*args), args))
 
         @wraps(function)
         def call(*args: Any) -> Any:
