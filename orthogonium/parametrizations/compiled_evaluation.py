@@ -100,7 +100,7 @@ def _batched_product(
         return remembered_product(inputs, bias, original, number), 0
     product = remembered_product(inputs, None, original, number)
     bias = bias.movedim(of_bias, 0)
-    return product + bias.view(len(bias), *(1,) * (product.ndim - 2), -1), 0
+    return product + bias.view(len(bias), *(1,) * (product.ndim - 2), product.shape[-1]), 0
 
 
 torch.library.register_vmap(f"{_NAMESPACE}::remembered_product", _batched_product, lib=_library)
