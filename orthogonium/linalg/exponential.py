@@ -42,7 +42,7 @@ _CAYLEY_NORM, _CALM = 64.0, 32.0
 
 
 class _Argument(NamedTuple):
-    """``A`` in the coordinates of the header; a square frame has neither ``X₂`` nor ``Z``, but ``S²``."""
+    """``A`` in the coordinates of the header; a square frame has no ``X₂`` and ``Z``, but ``S²`` where it is used."""
 
     skew: Tensor
     outside: Tensor

@@ -124,7 +124,7 @@ class _Handout(Function):
         return None, None, *pullback.gradients(grads)
 
 
-class _Seen:
+class _Snapshot:
     """One free tensor as it was when the weight was made."""
 
     __slots__ = ("copied", "pointer", "strides", "tensor", "version")
@@ -167,8 +167,9 @@ class Evaluation:
             flat += group
             spans.append(range(len(flat) - len(group), len(flat)))
         self._pullback = _Pullback(compute, flat, spans, direct)
-        seen = [_Seen(t, keep_copy=not keep_graph) for t in flat]  # in training, a weight is kept for one pass alone
-        self._seen = [seen[span.start : span.stop] for span in spans]
+        # in training, a weight is kept for one pass alone
+        taken = [_Snapshot(t, keep_copy=not keep_graph) for t in flat]
+        self._snapshots = [taken[span.start : span.stop] for span in spans]
         self._flags: list[bool] = []  # which of them required a gradient when the shared node was made
         self._shared: tuple[Tensor, ...] | None = None
         self._unread = set(range(len(originals)))
@@ -195,8 +196,8 @@ class Evaluation:
         """
         if self._values[position]._version != self._value_versions[position]:
             return False
-        for seen, original in zip(self._seen[position], originals, strict=True):  # noqa: SIM110
-            if not seen.holds(original, alias):
+        for snapshot, original in zip(self._snapshots[position], originals, strict=True):
+            if not snapshot.holds(original, alias):
                 return False
         return True
 
