@@ -5,10 +5,10 @@ Each returns ``(Q, basis, stretch, route)``, the last three for the derivative; 
 | route | taken when | ``basis`` | ``stretch`` |
 |---|---|---|---|
 | ``NEAR``, a bound on ``‖W Wᵀ/c − I‖₂`` | that bound is small | ``H⁻¹`` (wide), nothing (square) | ``√c`` |
-| ``EIGENBASIS``, 0 | otherwise, on a CPU | eigenvectors ``V`` of ``W Wᵀ`` | singular values, or ``Vᵀ W`` |
+| ``EIGENBASIS``, 0 | otherwise | eigenvectors ``V`` of ``W Wᵀ`` | singular values, or ``Vᵀ W`` |
 | ``EIGENBASIS``, 1 | ``W`` is singular to rounding or of extreme scale | the same | the same, null rows 0 |
-| ``PRODUCTS``, least ``σ/‖W‖_F`` covered | otherwise, on a GPU | nothing | nothing |
-| ``SHIFTED``, the same | a CUDA graph is captured, so that nothing can be looked at | nothing | nothing |
+| ``PRODUCTS``, least ``σ/scale`` covered | it is of many small ones, or on a GPU | nothing | ``scale ≥ ‖W‖₂`` |
+| ``SHIFTED``, least ``σ/‖W‖_F`` covered | a CUDA graph is captured: nothing can be looked at | nothing | nothing |
 
 ``Vᵀ W``, of which the rows have the singular values as norms, is kept where it saves a product: for matrices less
 than twice as wide as high (:func:`keeps_rotated`).
@@ -19,6 +19,17 @@ from torch import Tensor
 
 from orthogonium.linalg._factorizations import eigenbasis
 from orthogonium.linalg._figures import frobenius, largest, least_ratio, smallest, trace
+from orthogonium.linalg._polar_by_products import are_many_small, by_few_products, by_fixed_schedule, by_minimax
+from orthogonium.linalg._polar_record import (
+    EIGENBASIS,
+    NEAR,
+    SVD_ONLY,
+    Routed,
+    as_stretch,
+    keeps_rotated,
+    nothing,
+    route_of,
+)
 from orthogonium.linalg._precision import (
     raise_if_not_finite,
     scaled_to_one,
@@ -30,13 +41,7 @@ from orthogonium.linalg.minimax import (
     inverse_sqrt_coefficients,
     inverse_sqrt_radius,
     matrix_polynomial,
-    polar_schedule,
 )
-
-NEAR, EIGENBASIS, PRODUCTS, SHIFTED = 0.0, 1.0, 2.0, 3.0
-SVD_ONLY = -1  # as a budget
-
-Routed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _DEGREES = {torch.float32: (2, 4, 6, 8), torch.float64: (2, 4, 6, 8, 11, 14)}
 _PRODUCTS = {2: 0, 4: 1, 6: 2, 8: 3, 11: 4, 14: 5}  # beyond the square, in `matrix_polynomial`
@@ -46,21 +51,10 @@ _PRODUCTS = {2: 0, 4: 1, 6: 2, 8: 3, 11: 4, 14: 5}  # beyond the square, in `mat
 _GRAM_RATIO = 1e-3
 _GRAM_RATIO_DOUBLE = 1e-8
 
-# The first attempt by minimax steps covers singular values down to this share of the Frobenius norm.
-_LOWEST = 1e-3
-_ATTEMPTS = 3
+# Sums of squares up to which, and from whose inverse on, eighth powers stay in range.
+_ORDINARY = 1e8
 
-
-def keeps_rotated(matrix: Tensor) -> bool:
-    """Whether ``stretch`` has the shape of ``matrix`` and not of its singular values."""
-    return matrix.shape[-1] < 2 * matrix.shape[-2]
-
-
-def _route(kind: float, parameter: float) -> Tensor:
-    return torch.tensor((kind, parameter), dtype=torch.float64)
-
-
-_EIGENBASIS_ROUTE = _route(EIGENBASIS, 0)
+_EIGENBASIS_ROUTE = route_of(EIGENBASIS, 0)
 
 
 def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
@@ -73,16 +67,22 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     gram = symmetric_product(matrix, matrix.mT)
     squares = trace(gram)
     safe = torch.finfo(matrix.dtype).tiny ** 0.75
-    if not (safe <= smallest(squares) and largest(squares) <= 1 / safe):  # also when NaN
+    least, most = smallest(squares), largest(squares)
+    if not (safe <= least and most <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
-    near = _near(matrix, gram, squares, budget)
-    if near is not None:
-        return near
-    return by_minimax(matrix) if matrix.is_cuda else by_eigenbasis(matrix, gram)
+    # of the eigenvalues of W Wᵀ, relative to their mean, at the price of one norm
+    variance = matrix.shape[-2] * largest(frobenius(gram) / squares) ** 2 - 1
+    found = near(matrix, gram, squares, variance, budget)
+    if found is None and are_many_small(matrix) and 1 / _ORDINARY <= least <= most <= _ORDINARY:
+        found = by_few_products(matrix, gram, variance, budget)
+    if found is None and matrix.is_cuda:
+        found = by_minimax(matrix)
+        return by_svd(matrix) if found is None else found
+    return by_eigenbasis(matrix, gram) if found is None else found
 
 
-def _near(matrix: Tensor, gram: Tensor, squares: Tensor, budget: int) -> Routed | None:
+def near(matrix: Tensor, gram: Tensor, squares: Tensor, variance: float, budget: int) -> Routed | None:
     """``Q = p(E) W / √c`` with ``c (I + E) = W Wᵀ`` and ``p(x) ≈ (1 + x)^(−½)``, if ``E`` is small enough.
 
     ``‖E‖₂ ≤ ‖E²‖_F^½`` bounds the spectrum before anything is spent, so the result is known to be orthogonal to
@@ -94,9 +94,8 @@ def _near(matrix: Tensor, gram: Tensor, squares: Tensor, budget: int) -> Routed 
     if not degrees:
         return None
     reach = inverse_sqrt_radius(degrees[-1], tolerance)
-    # ‖E‖_F² = ‖W Wᵀ‖_F²/c² − m sorts most matrices out at the price of one norm; ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
-    excess = (rows * largest(frobenius(gram) / squares)) ** 2 - rows
-    if not excess <= 1.1 * (reach * rows**0.25) ** 2:
+    # ‖E‖_F² = m · variance sorts most matrices out: ‖E²‖_F^½ ≥ ‖E‖_F/m^¼
+    if not variance * rows <= 1.1 * (reach * rows**0.25) ** 2:
         return None
     mean = squares / rows
     error = gram / mean[..., None, None]
@@ -115,12 +114,8 @@ def _near(matrix: Tensor, gram: Tensor, squares: Tensor, budget: int) -> Routed 
     inverse /= scale[..., None, None]
     q = inverse @ matrix
     if rows == matrix.shape[-1]:  # the derivative of a square factor does not need H⁻¹
-        inverse, _ = _nothing(matrix)
-    if keeps_rotated(matrix):
-        stretch = scale[..., None, None].expand(matrix.shape)
-    else:
-        stretch = scale[..., None].expand(matrix.shape[:-1])
-    return q, inverse, stretch, _route(NEAR, spread)
+        inverse, _ = nothing(matrix)
+    return q, inverse, as_stretch(scale, matrix), route_of(NEAR, spread)
 
 
 def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
@@ -163,57 +158,4 @@ def by_svd(matrix: Tensor) -> Routed:
     values = torch.where(null, 0.0, values)
     values = torch.where(largest > 0, values, 1.0)
     stretch = values[..., :, None] * vh if keeps_rotated(matrix) else values
-    return q, u.to(matrix.dtype), stretch.to(matrix.dtype), _route(EIGENBASIS, 1)
-
-
-def by_minimax(matrix: Tensor) -> Routed:
-    """Minimax steps on ``W`` itself: products only, for devices on which a factorisation is slow.
-
-    The first attempt covers ``σ ≥ 1e-3 ‖W‖_F``. A longer schedule amplifies the rounding errors of large singular
-    values (its first polynomials are steep there), so the next ones run in float64, and then the SVD takes over.
-    """
-    tolerance = 1e-2  # two Newton–Schulz steps take this to rounding
-    for attempt in range(1, _ATTEMPTS + 1):
-        work = matrix if attempt == 1 else matrix.double()
-        lowest = _LOWEST**attempt
-        q = minimax_steps(work / torch.linalg.matrix_norm(work, keepdim=True), lowest, torch.finfo(work.dtype).eps)
-        error = symmetric_product(q, q.mT)
-        error.diagonal(dim1=-2, dim2=-1).sub_(1)
-        left = largest(frobenius(error))
-        if left <= tolerance:
-            q = newton_schulz(newton_schulz(q)).to(matrix.dtype)
-            # more than rounding is left of values a little below `lowest`: the derivative's schedule has to cover them
-            covered = lowest if left <= 4 * matrix.shape[-2] * torch.finfo(matrix.dtype).eps else lowest / 5
-            return q, *_nothing(matrix), _route(PRODUCTS, covered)
-    return by_svd(matrix)
-
-
-def by_fixed_schedule(matrix: Tensor) -> Routed:
-    """A number of minimax steps that depends on the dtype alone; nothing is read back from the device.
-
-    ``eps ‖W‖_F`` times the identity is added first: it is below rounding for a matrix of full rank, and completes a
-    singular one. Computed in float64, see :func:`by_minimax`. NaN and Inf pass through.
-    """
-    eps = torch.finfo(matrix.dtype).eps
-    scaled, _ = scaled_to_one(matrix.double())
-    norm = torch.linalg.matrix_norm(scaled, keepdim=True)
-    q = scaled / torch.where(norm > 0, norm, 1.0)
-    q.diagonal(dim1=-2, dim2=-1).add_(eps)
-    lowest = eps / 100
-    q = minimax_steps(q, lowest, torch.finfo(q.dtype).eps)
-    return newton_schulz(q).to(matrix.dtype), *_nothing(matrix), _route(SHIFTED, lowest)
-
-
-def minimax_steps(matrix: Tensor, lowest: float, tolerance: float) -> Tensor:
-    """The minimax schedule that takes singular values in ``[lowest, 1]`` to within ``tolerance`` of one."""
-    for a, b, c in polar_schedule(lowest, tolerance):
-        gram = matrix @ matrix.mT
-        matrix = a * matrix + (b * gram + c * (gram @ gram)) @ matrix
-    return matrix
-
-
-def _nothing(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Place-holders of the right shapes that take no memory."""
-    zero = matrix.new_zeros(())
-    stretch = matrix.shape if keeps_rotated(matrix) else matrix.shape[:-1]
-    return zero.expand(*matrix.shape[:-1], matrix.shape[-2]), zero.expand(stretch)
+    return q, u.to(matrix.dtype), stretch.to(matrix.dtype), route_of(EIGENBASIS, 1)

@@ -16,6 +16,10 @@ _STRIP = 128
 _ROOMY, _GAP = 128, 16
 
 
+# Up to this side a second product is cheaper than adding a matrix to its transpose.
+_TWICE = 64
+
+
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """``A B`` of as many dimensions each: past the broadcasting of ``matmul``, which costs 5 µs with a batch."""
     if left.ndim == 2:
@@ -30,6 +34,15 @@ def add_product(addend: Tensor, left: Tensor, right: Tensor, scale: float, adden
     if addend.ndim == 3:
         return torch.baddbmm(addend, left, right, beta=addend_scale, alpha=scale)
     return product(left, right).mul_(scale).add_(addend, alpha=addend_scale)
+
+
+def add_product_(addend: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``C + scale · A B`` in the place of ``C``, of which a product out of place first makes a copy."""
+    if addend.ndim == 2:
+        return addend.addmm_(left, right, alpha=scale)
+    if addend.ndim == 3:
+        return addend.baddbmm_(left, right, alpha=scale)
+    return addend.add_(product(left, right), alpha=scale)
 
 
 def _worth_strips(left: Tensor) -> bool:
@@ -136,6 +149,25 @@ def skew_part(matrix: Tensor) -> Tensor:
         return matrix - matrix.mT
     flipped = matrix.mT.clone(memory_format=torch.contiguous_format)
     return flipped.neg_().add_(matrix)
+
+
+def commutator(symmetric: Tensor, skew: Tensor) -> Tensor:
+    """``H C − C H`` of symmetric ``H`` and skew ``C``: symmetric."""
+    first = product(symmetric, skew)
+    if symmetric.shape[-1] <= _TWICE:
+        return add_product_(first, skew, symmetric, scale=-1.0)
+    return first + first.mT
+
+
+def add_anticommutator(
+    addend: Tensor, symmetric: Tensor, other: Tensor, scale: float, addend_scale: float, skew: bool
+) -> Tensor:
+    """``addend_scale · C + scale · (H B + B H)`` of symmetric ``H`` and ``B``, ``C`` symmetric or ``skew`` both."""
+    if symmetric.shape[-1] <= _TWICE:
+        first = add_product(addend, symmetric, other, scale, addend_scale)
+        return add_product_(first, other, symmetric, scale)
+    half = add_roomy_product(addend, symmetric, other, scale, 0.5 * addend_scale)
+    return skew_part(half) if skew else half + half.mT
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

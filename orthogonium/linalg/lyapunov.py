@@ -1,5 +1,7 @@
 """The Sylvester equation ``H K + K H = C`` with symmetric ``H``: the heart of the polar factor's derivative."""
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,11 +11,17 @@ from torch.autograd import Function
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._precision import without_autocast
-from orthogonium.linalg._products import add_roomy_product, skew_part
-from orthogonium.linalg.minimax import polar_schedule
+from orthogonium.linalg._products import add_anticommutator, add_product, add_product_, commutator, product
+from orthogonium.linalg.minimax import Quintic, greedy_quintics, inverse_coefficients
 
 # Rounding of the products about it, in units of eps: no iteration need be better.
 _ROUNDING = 20
+
+# Up to this spread, 6 to 8 products, a polynomial for the inverse is shorter than another step by the sign, 7 of them.
+_NEAR = 0.35
+
+# Spreads, in powers of two, for which coefficients are computed.
+_RADII = 8
 
 
 def divided_by_sums(matrix: Tensor, values: Tensor, with_zeros: bool = True) -> Tensor:
@@ -94,29 +102,20 @@ def lyapunov(symmetric: Tensor, right: Tensor) -> Tensor:
 def skew_lyapunov_near_identity(deviation: Tensor, skew: Tensor, spread: float) -> Tensor:
     """``K`` for ``H = I + F`` given ``F`` with ``‖F‖₂ ≤ spread < 1/2`` and skew ``C``, by products alone.
 
-    Chebyshev iteration on ``2 K + (F K + K F) = C``; because ``K`` stays skew, ``K F = −(F K)ᵀ`` and one product
-    makes a step. After ``k`` of them the relative error is at most ``1 / T_{k+1}(1 / spread)``, ``T`` the Chebyshev
-    polynomials; it ends at the rounding errors of the products.
-
-    Source: Golub and Varga, Numerische Mathematik 3, 1961 (Chebyshev semi-iteration).
+    With ``𝓕 K = (F K + K F) / 2``, an operator whose spectrum lies within ``± spread`` as well, the equation is
+    ``K + 𝓕 K = C / 2``. A polynomial for ``1 / (1 + x)`` in ``𝓕`` solves it to the rounding errors of the products.
     """
     tolerance = _ROUNDING * torch.finfo(skew.dtype).eps
-    error, weight = spread, 1.0 / (1.0 - 0.5 * spread * spread)
-    if error <= tolerance:
+    if spread <= tolerance:
         return 0.5 * skew
-    # With K and C skew, the skew part of  a F K + b C + c K  is  a (F K + K F) + 2 b C + 2 c K.
-    quarter = 0.25 * weight
-    previous, solution = (
-        0.5 * skew,
-        skew_part(add_roomy_product(skew, deviation, skew, scale=-quarter, addend_scale=quarter)),
-    )
-    error *= spread * weight / 2
-    while error > tolerance:
-        weight = 1.0 / (1.0 - 0.25 * spread * spread * weight)
-        addend = previous.mul_(0.5 - 0.5 * weight).add_(skew, alpha=0.25 * weight)
-        following = skew_part(add_roomy_product(addend, deviation, solution, scale=-0.5 * weight))
-        previous, solution = solution, following
-        error *= spread * weight / 2
+    exponent = math.ceil(_RADII * math.log2(spread)) / _RADII  # one of few, so that coefficients are remembered
+    *rest, leading = inverse_coefficients(2.0**exponent, tolerance)
+    if not rest:
+        return 0.5 * skew
+    solution, scale = skew, 0.25 * leading
+    for coefficient in reversed(rest):  # Horner's rule
+        solution = add_anticommutator(skew, deviation, solution, scale, 0.5 * coefficient, skew=True)
+        scale = 0.5
     return solution
 
 
@@ -124,20 +123,32 @@ def skew_lyapunov_by_sign(symmetric: Tensor, skew: Tensor, lowest: float) -> Ten
     """``K`` by a fixed number of products, for ``H`` with eigenvalues in ``[lowest, 1]`` and skew ``C``.
 
     The matrix sign of ``[[H, C], [0, −H]]`` is ``[[I, 2 K'], [0, −I]]`` with ``H K' + K' H = C``. The odd polynomials
-    that take ``H`` to the identity therefore carry the solution along in the upper right block.
+    that take ``H`` to the identity therefore carry the solution along in the upper right block. On the last part of
+    the way the polynomials of :func:`skew_lyapunov_near_identity` are shorter.
 
     Source: Roberts, Int. J. Control 32(4), 1980; Kenney and Laub, SIAM J. Matrix Anal. Appl. 12(2), 1991.
     """
-    for a, b, c in polar_schedule(lowest, torch.finfo(skew.dtype).eps):
-        square = symmetric @ symmetric
-        half = symmetric @ skew
-        mixed = half + half.mT  # H C − C H
-        half = square @ mixed
-        fourth = c * (half + half.mT) + b * mixed
-        factor = b * square + c * (square @ square)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        skew = symmetric @ fourth + skew @ factor
-        symmetric = symmetric @ factor
-        symmetric = 0.5 * (symmetric + symmetric.mT)
-        skew = 0.5 * (skew - skew.mT)
-    return 0.5 * skew
+    schedule, center, spread = _way_near_identity(lowest)
+    for a, b, c in schedule:
+        square = product(symmetric, symmetric)
+        factor = add_product(square, square, square, scale=c, addend_scale=b)
+        mixed = commutator(symmetric, skew)
+        mixed = add_anticommutator(mixed, square, mixed, c, b, skew=False)
+        skew = add_product(skew, skew, factor, scale=1.0, addend_scale=a)
+        skew = add_product_(skew, symmetric, mixed, scale=1.0)
+        symmetric = add_product(symmetric, symmetric, factor, scale=1.0, addend_scale=a)
+    deviation = symmetric / center
+    deviation.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    return skew_lyapunov_near_identity(deviation, skew / center, spread)
+
+
+@lru_cache
+def _way_near_identity(lowest: float) -> tuple[list[Quintic], float, float]:
+    """Quintics for ``[lowest, 1]``, and the center and relative spread of where they lead."""
+    schedule, low, high = [], lowest, 1.0
+    for coefficients, following_low, following_high in greedy_quintics(lowest):
+        if high - low <= _NEAR * (high + low):
+            break
+        schedule.append(coefficients)
+        low, high = following_low, following_high
+    return schedule, (low + high) / 2, (high - low) / (high + low)

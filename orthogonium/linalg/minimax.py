@@ -1,6 +1,7 @@
 """Polynomials that send an interval of singular values to one, as well as a polynomial can."""
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from orthogonium.linalg._products import symmetric_product
 
+Quintic = tuple[float, float, float]  # the coefficients of a x + b x³ + c x⁵
 
-def best_odd_quintic(low: float, high: float) -> tuple[tuple[float, float, float], float]:
+
+def best_odd_quintic(low: float, high: float) -> tuple[Quintic, float]:
     """The odd quintic ``a x + b x³ + c x⁵`` closest to 1 on ``[low, high]``, and its error there.
 
     The best one touches the error with alternating signs at four points (Chebyshev): both ends and
@@ -44,15 +47,16 @@ def best_odd_quintic(low: float, high: float) -> tuple[tuple[float, float, float
     return coefficients, abs(error)
 
 
-@lru_cache
-def polar_schedule(lowest: float, tolerance: float) -> tuple[tuple[float, float, float], ...]:
-    """Greedy minimax quintics that take ``[lowest, 1]`` to within ``tolerance`` of one.
+def greedy_quintics(lowest: float) -> Iterator[tuple[Quintic, float, float]]:
+    """Quintics that take ``[lowest, 1]`` towards one, each the best for the interval that the one before leaves.
 
-    Composing the best quintic for the interval that the one before leaves is optimal among all
-    compositions of quintics (Polar Express, theorem 4.1). Small singular values grow by up to 8 a step;
-    close to one the error is cubed. Each interval is widened by 0.1 % so that rounding cannot leave it.
+    The composition is optimal among all compositions of quintics (Polar Express, theorem 4.1). Small singular values
+    grow by up to 8 a step; close to one the error is cubed. Each interval is widened by 0.1 % so that rounding cannot
+    leave it.
+
+    Yields:
+        ``(a, b, c)`` and the interval it leads to, without end.
     """
-    schedule = []
     low, high = lowest, 1.0
     while True:
         spread = (high - low) / 2
@@ -60,11 +64,20 @@ def polar_schedule(lowest: float, tolerance: float) -> tuple[tuple[float, float,
             coefficients, error = (15 / 8, -10 / 8, 3 / 8), 3 * spread**3
         else:
             coefficients, error = best_odd_quintic(low, 1.001 * high)
-        schedule.append(coefficients)
-        if error <= tolerance:
-            return tuple(schedule)
         a, b, c = coefficients  # the error is largest at the lower end, where 1 - error would round to zero
         low, high = (low * (a + low**2 * (b + c * low**2)) if error > 0.5 else 1 - error), 1 + error
+        yield coefficients, low, high
+
+
+@lru_cache
+def polar_schedule(lowest: float, tolerance: float) -> tuple[Quintic, ...]:
+    """The :func:`greedy_quintics` that take ``[lowest, 1]`` to within ``tolerance`` of one."""
+    schedule = []
+    for coefficients, _, high in greedy_quintics(lowest):
+        schedule.append(coefficients)
+        if high - 1 <= tolerance:
+            break
+    return tuple(schedule)
 
 
 @lru_cache
@@ -96,6 +109,27 @@ def inverse_sqrt_radius(degree: int, tolerance: float) -> float:
         error = (value * (1 + x).sqrt() - 1).abs().max().item()
         low, high = (radius, high) if error <= tolerance else (low, radius)
     return low
+
+
+@lru_cache
+def inverse_coefficients(radius: float, tolerance: float) -> tuple[float, ...]:
+    """Coefficients, lowest first, of the shortest ``p`` with ``|1 − (1 + x) p(x)| ≤ tolerance`` for ``|x| ≤ radius``.
+
+    The least such residual of degree ``k`` is ``1 / T_k(1 / radius)``, with the Chebyshev polynomial ``T_k``, at whose
+    zeros ``p`` interpolates ``1 / (1 + x)``.
+
+    Args:
+        radius: in ``(0, 1)``.
+        tolerance: in ``(0, 1)``.
+
+    Source: Golub and Varga, Numerische Mathematik 3, 1961 (Chebyshev semi-iteration).
+    """
+    count = max(1, math.ceil(math.acosh(1 / tolerance) / math.acosh(1 / radius)))
+    if count == 1:  # whose zero is zero
+        return (1.0,)
+    nodes = torch.tensor([math.cos(math.pi * (2 * i + 1) / (2 * count)) for i in range(count)], dtype=torch.float64)
+    scaled = torch.linalg.solve(torch.linalg.vander(nodes), 1 / (1 + radius * nodes))
+    return tuple(c / radius**i for i, c in enumerate(scaled.tolist()))
 
 
 def matrix_polynomial(matrix: Tensor, coefficients: tuple[float, ...], square: Tensor) -> Tensor:

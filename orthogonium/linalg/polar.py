@@ -13,21 +13,15 @@ from torch.autograd import Function
 
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
-from orthogonium.linalg._polar_routes import (
-    EIGENBASIS,
-    NEAR,
-    PRODUCTS,
-    SHIFTED,
-    SVD_ONLY,
-    keeps_rotated,
-    nearest_orthogonal,
-)
+from orthogonium.linalg._polar_record import EIGENBASIS, NEAR, PRODUCTS, SHIFTED, SVD_ONLY, keeps_rotated
+from orthogonium.linalg._polar_routes import nearest_orthogonal
 from orthogonium.linalg._precision import (
+    in_dtype,
     in_working_precision,
     smallest_safe_scale,
     without_autocast,
 )
-from orthogonium.linalg._products import add_product, roomy_product, skew_part, symmetric_product
+from orthogonium.linalg._products import add_product, product, roomy_product, skew_part, symmetric_product
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 from orthogonium.linalg.lyapunov import (
     divided_by_sums,
@@ -60,7 +54,7 @@ def _polar_backward(grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stre
         if kind == NEAR:
             return _backward_near(grad, matrix, q, basis, stretch, parameter)
         if kind in (PRODUCTS, SHIFTED):
-            return _backward_products(grad, matrix, q, parameter, shifted=kind == SHIFTED)
+            return _backward_products(grad, matrix, q, stretch, parameter, shifted=kind == SHIFTED)
         return _backward_eigenbasis(grad, q, basis, stretch, special=parameter > 0)
 
 
@@ -73,7 +67,7 @@ def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, str
     spread = (high - low) / (high + low)
     cross = roomy_product(grad, q.mT)
     skew = skew_part(cross)
-    scale = stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
+    scale = _scale(stretch, matrix)
     if matrix.shape[-2] == matrix.shape[-1]:
         center = 0.5 * (high + low) * scale
         deviation = symmetric_product(matrix, q.mT).div_(center)
@@ -123,7 +117,9 @@ def _row_norms_of_any_scale(matrix: Tensor) -> Tensor:
     return torch.linalg.vector_norm(scaled, dim=-1) * largest[..., 0]
 
 
-def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float, shifted: bool = False) -> Tensor:
+def _backward_products(
+    grad: Tensor, matrix: Tensor, q: Tensor, stretch: Tensor, lowest: float, shifted: bool = False
+) -> Tensor:
     """A sequence of products fixed by ``lowest``: nothing waits for the device.
 
     Rounding grows with the length of the schedule: beyond one round it is run in float64. A matrix of which nothing is
@@ -131,24 +127,31 @@ def _backward_products(grad: Tensor, matrix: Tensor, q: Tensor, lowest: float, s
     """
     dtype = grad.dtype
     if lowest < 1e-4:
-        grad, matrix, q = grad.double(), matrix.double(), q.double()
+        grad, matrix, q, stretch = grad.double(), matrix.double(), q.double(), stretch.double()
         lowest = max(lowest, 4 * matrix.shape[-2] * torch.finfo(torch.float64).eps)  # above the rounding of H itself
-    stretch = matrix @ q.mT
-    stretch = 0.5 * (stretch + stretch.mT)
-    scale = torch.linalg.matrix_norm(stretch, keepdim=True)
-    if shifted:  # of any scale
-        unit = stretch.abs().amax((-2, -1), keepdim=True)
-        scale = unit * torch.linalg.matrix_norm(stretch / torch.where(unit > 0, unit, 1.0), keepdim=True)
-    scale = torch.where(scale > (smallest_safe_scale(scale.dtype) if shifted else 0), scale, 1.0)
-    stretch = stretch / scale
-    cross = (grad / scale) @ q.mT
+    root = product(matrix, q.mT)  # H, with rounding errors that are not symmetric
+    scale = _size_of_any_scale(root) if shifted else _scale(stretch, matrix)
+    root = (root + root.mT) * (0.5 / scale)
+    grad = grad / scale
+    cross = roomy_product(grad, q.mT)
     if shifted:
-        stretch.diagonal(dim1=-2, dim2=-1).add_(lowest)
-    result = skew_lyapunov_by_sign(stretch, cross - cross.mT, lowest) @ q
+        root.diagonal(dim1=-2, dim2=-1).add_(lowest)
+    result = product(skew_lyapunov_by_sign(root, skew_part(cross), lowest), q)
     if matrix.shape[-2] != matrix.shape[-1]:
-        outside = grad / scale - cross @ q
-        result = result + torch.linalg.inv_ex(stretch).inverse @ outside
-    return result.to(dtype)
+        result = result + product(torch.linalg.inv_ex(root).inverse, grad - product(cross, q))
+    return in_dtype(result, dtype)
+
+
+def _scale(stretch: Tensor, matrix: Tensor) -> Tensor:
+    """``(..., 1, 1)``: the one figure that is left of a matrix whose singular values are not known."""
+    return stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
+
+
+def _size_of_any_scale(stretch: Tensor) -> Tensor:
+    """``‖H‖_F``, ``(..., 1, 1)``, of numbers whose squares may leave the range of the type; one for zero."""
+    unit = stretch.abs().amax((-2, -1), keepdim=True)
+    size = unit * torch.linalg.matrix_norm(stretch / torch.where(unit > 0, unit, 1.0), keepdim=True)
+    return torch.where(size > smallest_safe_scale(size.dtype), size, 1.0)
 
 
 class _Polar(Function):

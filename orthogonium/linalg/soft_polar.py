@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from orthogonium.linalg._polar_routes import minimax_steps
+from orthogonium.linalg._polar_by_products import minimax_steps
 from orthogonium.linalg._precision import in_working_precision, scaled_to_one
+from orthogonium.linalg.minimax import polar_schedule
 
 
 @in_working_precision
@@ -33,4 +34,4 @@ def soft_polar(matrix: Tensor, lowest: float = 1e-3) -> Tensor:
         return soft_polar(matrix.mT, lowest).mT
     scaled, _ = scaled_to_one(matrix)
     norm = torch.linalg.matrix_norm(scaled, keepdim=True)
-    return minimax_steps(scaled / torch.where(norm > 0, norm, 1.0), lowest, 1e-2)
+    return minimax_steps(scaled / torch.where(norm > 0, norm, 1.0), polar_schedule(lowest, 1e-2))

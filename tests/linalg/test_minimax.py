@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from orthogonium.linalg.minimax import (
     best_odd_quintic,
+    inverse_coefficients,
     inverse_sqrt_coefficients,
     inverse_sqrt_radius,
     matrix_polynomial,
@@ -59,6 +62,18 @@ def test_inverse_square_root(degree, tolerance):
     assert error <= 1.01 * tolerance + 4 * 2.0**-52  # evaluated in float64 here, too
     beyond = sum(c * (1.3 * x) ** i for i, c in enumerate(inverse_sqrt_coefficients(degree, radius)))
     assert (beyond * (1 + 1.3 * x).sqrt() - 1).abs().max() > tolerance  # the radius is not given away
+
+
+@given(radius=st.floats(1e-6, 0.55), digits=st.integers(1, 14))
+def test_inverse(radius, digits):
+    """No coefficient too many: the best residual with one less is above the tolerance."""
+    tolerance = 10.0**-digits
+    coefficients = inverse_coefficients(radius, tolerance)
+    x = torch.linspace(-radius, radius, 997, dtype=torch.float64)
+    residual = 1 - (1 + x) * sum(c * x**i for i, c in enumerate(coefficients))
+    assert residual.abs().max() <= 1.01 * tolerance + 16 * 2.0**-52
+    shorter = len(coefficients) - 1  # and its best residual, 1 over the Chebyshev polynomial of that degree
+    assert shorter == 0 or 1 / math.cosh(shorter * math.acosh(1 / radius)) > tolerance
 
 
 @given(degree=st.integers(1, 16), seed=st.integers(0, 99))

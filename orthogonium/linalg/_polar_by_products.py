@@ -1,0 +1,126 @@
+"""Roads to the polar factor by products alone: minimax steps on ``W`` itself.
+
+Source: Amsel, Persson, Musco and Gower, "The Polar Express", arXiv 2505.16932.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthogonium.linalg._figures import frobenius, largest
+from orthogonium.linalg._polar_record import PRODUCTS, SHIFTED, Routed, as_stretch, keeps_rotated, nothing, route_of
+from orthogonium.linalg._precision import scaled_to_one
+from orthogonium.linalg._products import add_product, gram_error, newton_schulz, product, symmetric_product
+from orthogonium.linalg.minimax import Quintic, polar_schedule
+
+# Batches of matrices of these sides, and of this many entries of Gram matrices in all, take products alone: LAPACK's
+# eigenvectors of one matrix after the other cost 30 to 50 pairs of products.
+_SIDES, _ENTRIES = range(12, 57), 8 * 32**2
+
+# The least singular value that they are laid out for, as a share of the largest: moderate where the squared ones have
+# a relative variance below the figure, low elsewhere, and low once more in a second round.
+_MODERATE_VARIANCE, _MODERATE, _LOW = 0.8, 0.18, 0.045
+# What schedules leave of |1 − σ|, and what may be left of ‖Q Qᵀ − I‖_F: less than a singular value below this share of
+# the least one would leave.
+_SETTLED, _LEFT, _SHARE = 1e-6, 1.5e-5, 0.75
+
+# The first attempt by minimax steps on a GPU covers singular values down to this share of the Frobenius norm.
+_LOWEST = 1e-3
+_ATTEMPTS = 3
+
+
+def are_many_small(matrix: Tensor) -> bool:
+    """Whether :func:`by_few_products` is faster than eigenvectors."""
+    rows = matrix.shape[-2]
+    if rows not in _SIDES or matrix.ndim == 2 or matrix.dtype != torch.float32 or matrix.is_cuda:
+        return False
+    return keeps_rotated(matrix) and matrix.shape[:-1].numel() * rows >= _ENTRIES
+
+
+def by_few_products(matrix: Tensor, gram: Tensor, variance: float, budget: int) -> Routed | None:
+    """Minimax steps on ``W`` itself for ``κ`` of a few hundred at most, in two rounds if need be; float32.
+
+    The first round rests on a guess, and its end shows whether that was right: small singular values are not one by
+    then. ``‖(W Wᵀ)²‖_F^¼``, to which ``W`` is scaled, exceeds ``‖W‖₂`` by a factor of ``m^⅛`` at most.
+    """
+    lowest = _MODERATE if variance < _MODERATE_VARIANCE else _LOW
+    schedule = polar_schedule(lowest, _SETTLED)
+    if 3 * len(schedule) + 2 > 2 * budget:
+        return None
+    square = product(gram, gram)
+    bound = frobenius(square)[..., None, None].sqrt()
+    scale = bound.sqrt()
+    q = matrix / scale
+    a, b, c = schedule[0]
+    factor = torch.addcmul(gram * (b / bound), square, c / (bound * bound))
+    q = add_product(q, factor, q, scale=1.0, addend_scale=a)
+    q, error = _steps_and_error(q, schedule[1:])
+    if not largest(frobenius(error)) <= _LEFT:
+        growth = math.prod(a for a, _, _ in schedule)  # of small singular values, at most
+        lowest = _LOW / growth
+        q, error = _steps_and_error(q, polar_schedule(_LOW, _SETTLED))
+        if not largest(frobenius(error)) <= _LEFT:
+            return None
+    q = add_product(q, error, q, scale=-0.5)
+    return q, nothing(matrix)[0], as_stretch(scale[..., 0, 0], matrix), route_of(PRODUCTS, _SHARE * lowest)
+
+
+def _steps_and_error(matrix: Tensor, schedule: Sequence[Quintic]) -> tuple[Tensor, Tensor]:
+    q = minimax_steps(matrix, schedule)
+    return q, gram_error(q)
+
+
+def by_minimax(matrix: Tensor) -> Routed | None:
+    """Minimax steps on ``W`` itself: products only, for devices on which a factorisation is slow.
+
+    The first attempt covers ``σ ≥ 1e-3 ‖W‖_F``. A longer schedule amplifies the rounding errors of large singular
+    values (its first polynomials are steep there), so the next ones run in float64. None covers a singular matrix.
+    """
+    tolerance = 1e-2  # two Newton–Schulz steps take this to rounding
+    for attempt in range(1, _ATTEMPTS + 1):
+        work = matrix if attempt == 1 else matrix.double()
+        lowest = _LOWEST**attempt
+        scale = frobenius(work)
+        schedule = polar_schedule(lowest, torch.finfo(work.dtype).eps)
+        q = minimax_steps(work / scale[..., None, None], schedule)
+        left = largest(frobenius(gram_error(q)))
+        if left <= tolerance:
+            q = newton_schulz(newton_schulz(q)).to(matrix.dtype)
+            stretch = as_stretch(scale.to(matrix.dtype), matrix)
+            return q, nothing(matrix)[0], stretch, route_of(PRODUCTS, _covered(lowest, left, matrix))
+    return None
+
+
+def by_fixed_schedule(matrix: Tensor) -> Routed:
+    """A number of minimax steps that depends on the dtype alone; nothing is read back from the device.
+
+    ``eps ‖W‖_F`` times the identity is added first: it is below rounding for a matrix of full rank, and completes a
+    singular one. Computed in float64, see :func:`by_minimax`. NaN and Inf pass through.
+    """
+    eps = torch.finfo(matrix.dtype).eps
+    scaled, _ = scaled_to_one(matrix.double())
+    norm = torch.linalg.matrix_norm(scaled, keepdim=True)
+    q = scaled / torch.where(norm > 0, norm, 1.0)
+    q.diagonal(dim1=-2, dim2=-1).add_(eps)
+    lowest = eps / 100
+    q = minimax_steps(q, polar_schedule(lowest, torch.finfo(q.dtype).eps))
+    return newton_schulz(q).to(matrix.dtype), *nothing(matrix), route_of(SHIFTED, lowest)
+
+
+def minimax_steps(matrix: Tensor, schedule: Sequence[Quintic]) -> Tensor:
+    """The odd quintics ``a x + b x³ + c x⁵`` of a schedule, one after the other, of the singular values."""
+    for a, b, c in schedule:
+        gram = symmetric_product(matrix, matrix.mT)
+        factor = add_product(gram, gram, gram, scale=c, addend_scale=b)
+        matrix = add_product(matrix, factor, matrix, scale=1.0, addend_scale=a)
+    return matrix
+
+
+def _covered(lowest: float, left: float, matrix: Tensor) -> float:
+    """The least singular value that may have come along with those from ``lowest`` on.
+
+    Where more than rounding is left at the end, it is of values a little below: the derivative has to cover them.
+    """
+    return lowest if left <= 4 * matrix.shape[-2] * torch.finfo(matrix.dtype).eps else lowest / 5

@@ -1,0 +1,134 @@
+"""Many small matrices at once: by products alone, where the guess about their conditioning holds, and never wrong."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orthogonium.linalg import _polar_routes as routes
+from orthogonium.linalg import orthogonality_defect, polar
+from orthogonium.linalg._polar_by_products import (
+    _LEFT,
+    _LOW,
+    _MODERATE,
+    _SETTLED,
+    _SHARE,
+    are_many_small,
+    by_few_products,
+)
+from orthogonium.linalg._polar_record import EIGENBASIS, PRODUCTS
+from orthogonium.linalg.minimax import polar_schedule
+from orthogonium.linalg.polar import _polar_backward
+from tests.helpers import conditioned, contract, gaussian, polar_reference, with_singular_values
+
+EPS = torch.finfo(torch.float32).eps
+BATCHES = [(8, 32, 32), (3, 4, 32, 32), (40, 16, 24), (5, 56, 60)]
+
+
+def routed(matrix, budget=12):
+    return routes.nearest_orthogonal(matrix, budget)
+
+
+def reference_gradient(matrix, grad):
+    """By the float64 SVD, whose derivative does not look at products."""
+    matrix = matrix.double()
+    return _polar_backward(grad.double(), matrix, *routes.by_svd(matrix))
+
+
+@pytest.mark.parametrize("condition", [2.0, 4.0, 20.0, 100.0, 300.0], ids=str)
+@pytest.mark.parametrize("shape", BATCHES, ids=str)
+def test_values_and_gradient(shape, condition):
+    """As good as rounding allows: ``eps κ`` in both, and the contract for orthogonality."""
+    matrix, grad = conditioned(shape, condition, dtype=torch.float32), gaussian(shape, dtype=torch.float32, seed=1)
+    q, *rest = routed(matrix)
+    assert rest[-1][0] == PRODUCTS
+    assert orthogonality_defect(q).max() <= contract(q)
+    unit = shape[-2] ** 0.5 * EPS * condition
+    assert torch.linalg.matrix_norm(q.double() - polar_reference(matrix), ord=2).max() <= 2 * unit
+    expected = reference_gradient(matrix, grad)
+    error = (_polar_backward(grad, matrix, q, *rest) - expected).flatten(0, -3).norm(dim=(-2, -1))
+    assert (error / expected.flatten(0, -3).norm(dim=(-2, -1))).max() <= 4 * unit
+
+
+@given(
+    values=st.lists(st.floats(3e-3, 1.0), min_size=16, max_size=16),
+    scale=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 99),
+)
+def test_what_the_derivative_relies_on(values, scale, seed):
+    """All singular values lie in the interval that the route names, for any spectrum."""
+    values = scale * torch.tensor(values, dtype=torch.float64)
+    matrix = with_singular_values((2, 16, 16), values, dtype=torch.float32, seed=seed)
+    gram = matrix @ matrix.mT
+    for variance in (0.5, 2.0):  # both guesses
+        found = by_few_products(matrix, gram, variance, budget=12)
+        if found is None:
+            continue
+        q, _, stretch, route = found
+        bound = stretch[:, 0, 0].double()
+        assert (values.max() <= bound * (1 + 32 * EPS)).all()
+        assert (values.min() >= route[1] * bound).all()
+        assert orthogonality_defect(q).max() <= contract(q)
+
+
+@pytest.mark.parametrize("lowest", [_MODERATE, _LOW])
+def test_what_is_left_shows_what_was_not_covered(lowest):
+    """The share of the least singular value that is promised to the derivative, for one alone that is too small."""
+    x = torch.linspace(1e-3, _SHARE * lowest, 1000, dtype=torch.float64)
+    for a, b, c in polar_schedule(lowest, _SETTLED):
+        x = x * (a + x**2 * (b + c * x**2))
+    assert (1 - x**2).min() > _LEFT
+
+
+def test_which_batches_take_this_road():
+    def kind(matrix, budget=12):
+        return routed(matrix, budget)[-1].tolist()
+
+    def moderate(*shape, dtype=torch.float32):
+        return conditioned(shape, 4.0, dtype=dtype)
+
+    assert kind(moderate(8, 32, 32)) == [PRODUCTS, _SHARE * _MODERATE]
+    assert kind(conditioned((8, 32, 32), 20.0, dtype=torch.float32)) == [PRODUCTS, _SHARE * _LOW]
+    kind_of_two_rounds, covered = kind(conditioned((8, 32, 32), 300.0, dtype=torch.float32))
+    assert kind_of_two_rounds == PRODUCTS
+    assert covered < _SHARE * _LOW / 8
+    others = [
+        moderate(7, 32, 32),  # too few
+        moderate(32, 32),
+        moderate(64, 8, 8),  # too small, too large
+        moderate(4, 64, 64),
+        moderate(8, 32, 64),  # the Gram matrix is cheap beside products with the long side
+        moderate(8, 32, 32, dtype=torch.float64),
+        1e-6 * moderate(8, 32, 32),  # eighth powers leave the range
+        1e6 * moderate(8, 32, 32),
+        conditioned((8, 32, 32), 1e4, dtype=torch.float32),
+    ]
+    for matrix in others:
+        assert kind(matrix)[0] == EIGENBASIS, f"{matrix.shape}"
+    assert kind(moderate(8, 32, 32), budget=4)[0] == EIGENBASIS
+    assert are_many_small(moderate(8, 32, 32))
+    assert not are_many_small(moderate(7, 32, 32))
+
+
+def test_the_worst_of_a_batch_decides_for_all():
+    batch = conditioned((8, 32, 32), 4.0, dtype=torch.float32)
+    batch[3] = conditioned((32, 32), 1e5, dtype=torch.float32, seed=1)
+    batch[5] *= 1e3
+    batch[6] = gaussian((32, 32), dtype=torch.float32)
+    leaf, grad = batch.clone().requires_grad_(), gaussian((8, 32, 32), dtype=torch.float32, seed=2)
+    q = polar(leaf)
+    (found,) = torch.autograd.grad(q, leaf, grad)
+    assert orthogonality_defect(q.detach()).max() <= contract(q)
+    expected = reference_gradient(batch, grad)
+    condition = torch.linalg.cond(batch.double())
+    error = (found - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))
+    assert (error <= 4 * 32**0.5 * EPS * condition).all()
+
+
+def test_gradients_of_many_losses_at_once():
+    matrix = conditioned((8, 32, 32), 4.0, dtype=torch.float32).requires_grad_()
+    grads = gaussian((3, 8, 32, 32), dtype=torch.float32, seed=1)
+    q = polar(matrix)
+    (together,) = torch.autograd.grad(q, matrix, grads, is_grads_batched=True, retain_graph=True)
+    for one, grad in zip(together, grads, strict=True):
+        torch.testing.assert_close(one, torch.autograd.grad(q, matrix, grad, retain_graph=True)[0], rtol=0, atol=1e-5)
