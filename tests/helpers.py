@@ -60,6 +60,21 @@ def conditioned(shape, condition: float, *, dtype, seed=0) -> Tensor:
     return with_singular_values(shape, condition**-exponents, dtype=dtype, seed=seed)
 
 
+def dense_exponential(matrix) -> Tensor:
+    """``exp(A)`` in float64, for norms up to 64, by 24 terms of its series and six squarings.
+
+    ``torch.matrix_exp`` is off by 6e-12 for norms about 0.025.
+    """
+    matrix = matrix.double() / 2**6
+    result = term = torch.eye(matrix.shape[-1], dtype=torch.float64).expand(matrix.shape)
+    for degree in range(1, 25):
+        term = term @ matrix / degree
+        result = result + term
+    for _ in range(6):
+        result = result @ result
+    return result
+
+
 def orthogonal_matrix(shape, *, dtype=torch.float64, seed=0) -> Tensor:
     return polar_by_svd(gaussian(shape, seed=seed)).to(dtype)
 

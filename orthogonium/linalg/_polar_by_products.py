@@ -5,6 +5,7 @@ Source: Amsel, Persson, Musco and Gower, "The Polar Express", arXiv 2505.16932.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,35 +19,51 @@ from orthogonium.linalg.minimax import Quintic, polar_schedule
 # Batches of matrices of these sides, and of this many entries of Gram matrices in all, take products alone: LAPACK's
 # eigenvectors of one matrix after the other cost 30 to 50 pairs of products.
 _SIDES, _ENTRIES = range(12, 57), 8 * 32**2
+# Without a derivative, which would take several times the products of the factor itself, any matrix of these sides.
+_SIDES_FORWARD = range(48, 257)
 
-# The least singular value that they are laid out for, as a share of the largest: moderate where the squared ones have
-# a relative variance below the figure, low elsewhere, and low once more in a second round.
-_MODERATE_VARIANCE, _MODERATE, _LOW = 0.8, 0.18, 0.045
-# What schedules leave of |1 − σ|, and what may be left of ‖Q Qᵀ − I‖_F: less than a singular value below this share of
-# the least one would leave.
-_SETTLED, _LEFT, _SHARE = 1e-6, 1.5e-5, 0.75
+# Singular values in terms of the largest. The least that is expected: where their squares have a relative variance
+# below the first figure.
+_MODERATE_VARIANCE, _MODERATE = 0.8, 0.18
+
+
+class Aim(NamedTuple):
+    """How far a schedule reaches and how its end is judged."""
+
+    lowest: float  # the least singular value that is expected elsewhere, and in a second round once more
+    settled: float  # what schedules leave of |1 − σ|
+    left: float  # what may be left of ‖Q Qᵀ − I‖_F
+
+
+# The derivative has to know where the singular values lie: what is left is less than one below _SHARE of the least
+# would leave. Without it, what the last step corrects to rounding will do.
+WITH_DERIVATIVE, FORWARD = Aim(0.045, 1e-6, 1.5e-5), Aim(0.035, 1e-5, 1e-3)
+_SHARE = 0.75
 
 # The first attempt by minimax steps on a GPU covers singular values down to this share of the Frobenius norm.
 _LOWEST = 1e-3
 _ATTEMPTS = 3
 
 
-def are_many_small(matrix: Tensor) -> bool:
+def worth_products(matrix: Tensor, derivative: bool) -> bool:
     """Whether :func:`by_few_products` is faster than eigenvectors."""
-    rows = matrix.shape[-2]
-    if rows not in _SIDES or matrix.ndim == 2 or matrix.dtype != torch.float32 or matrix.is_cuda:
+    if matrix.dtype != torch.float32 or matrix.is_cuda or not keeps_rotated(matrix):
         return False
-    return keeps_rotated(matrix) and matrix.shape[:-1].numel() * rows >= _ENTRIES
+    rows = matrix.shape[-2]
+    many = rows in _SIDES and matrix.ndim > 2 and matrix.shape[:-1].numel() * rows >= _ENTRIES
+    return many or (not derivative and rows in _SIDES_FORWARD)
 
 
-def by_few_products(matrix: Tensor, gram: Tensor, variance: float, budget: int) -> Routed | None:
+def by_few_products(
+    matrix: Tensor, gram: Tensor, variance: float, budget: int, aim: Aim = WITH_DERIVATIVE
+) -> Routed | None:
     """Minimax steps on ``W`` itself for ``κ`` of a few hundred at most, in two rounds if need be; float32.
 
     The first round rests on a guess, and its end shows whether that was right: small singular values are not one by
     then. ``‖(W Wᵀ)²‖_F^¼``, to which ``W`` is scaled, exceeds ``‖W‖₂`` by a factor of ``m^⅛`` at most.
     """
-    lowest = _MODERATE if variance < _MODERATE_VARIANCE else _LOW
-    schedule = polar_schedule(lowest, _SETTLED)
+    lowest = _MODERATE if variance < _MODERATE_VARIANCE else aim.lowest
+    schedule = polar_schedule(lowest, aim.settled)
     if 3 * len(schedule) + 2 > 2 * budget:
         return None
     square = product(gram, gram)
@@ -57,11 +74,11 @@ def by_few_products(matrix: Tensor, gram: Tensor, variance: float, budget: int) 
     factor = torch.addcmul(gram * (b / bound), square, c / (bound * bound))
     q = add_product(q, factor, q, scale=1.0, addend_scale=a)
     q, error = _steps_and_error(q, schedule[1:])
-    if not largest(frobenius(error)) <= _LEFT:
+    if not largest(frobenius(error)) <= aim.left:
         growth = math.prod(a for a, _, _ in schedule)  # of small singular values, at most
-        lowest = _LOW / growth
-        q, error = _steps_and_error(q, polar_schedule(_LOW, _SETTLED))
-        if not largest(frobenius(error)) <= _LEFT:
+        lowest = aim.lowest / growth
+        q, error = _steps_and_error(q, polar_schedule(aim.lowest, aim.settled))
+        if not largest(frobenius(error)) <= aim.left:
             return None
     q = add_product(q, error, q, scale=-0.5)
     return q, nothing(matrix)[0], as_stretch(scale[..., 0, 0], matrix), route_of(PRODUCTS, _SHARE * lowest)

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from orthogonium.linalg._factorizations import eigenbasis
 from orthogonium.linalg._figures import frobenius, largest, least_ratio, smallest, trace
-from orthogonium.linalg._polar_by_products import are_many_small, by_few_products, by_fixed_schedule, by_minimax
+from orthogonium.linalg._polar_by_products import (
+    FORWARD,
+    WITH_DERIVATIVE,
+    by_few_products,
+    by_fixed_schedule,
+    by_minimax,
+    worth_products,
+)
 from orthogonium.linalg._polar_record import (
     EIGENBASIS,
     NEAR,
@@ -57,8 +64,11 @@ _ORDINARY = 1e8
 _EIGENBASIS_ROUTE = route_of(EIGENBASIS, 0)
 
 
-def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
-    """The polar factor of ``(..., m, n)``, ``m ≤ n``, float32 or float64, by the cheapest road that is safe."""
+def nearest_orthogonal(matrix: Tensor, budget: int, derivative: bool = True) -> Routed:
+    """The polar factor of ``(..., m, n)``, ``m ≤ n``, float32 or float64, by the cheapest road that is safe.
+
+    Without a ``derivative`` the road back is not looked at, and what is left for it of no use.
+    """
     if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
         return by_fixed_schedule(matrix)
     if budget == SVD_ONLY:
@@ -74,12 +84,17 @@ def nearest_orthogonal(matrix: Tensor, budget: int) -> Routed:
     # of the eigenvalues of W Wᵀ, relative to their mean, at the price of one norm
     variance = matrix.shape[-2] * largest(frobenius(gram) / squares) ** 2 - 1
     found = near(matrix, gram, squares, variance, budget)
-    if found is None and are_many_small(matrix) and 1 / _ORDINARY <= least <= most <= _ORDINARY:
-        found = by_few_products(matrix, gram, variance, budget)
+    if found is None and worth_products(matrix, derivative) and 1 / _ORDINARY <= least <= most <= _ORDINARY:
+        found = by_few_products(matrix, gram, variance, budget, WITH_DERIVATIVE if derivative else FORWARD)
     if found is None and matrix.is_cuda:
         found = by_minimax(matrix)
         return by_svd(matrix) if found is None else found
     return by_eigenbasis(matrix, gram) if found is None else found
+
+
+def nearest_alone(matrix: Tensor, budget: int) -> Tensor:
+    """The factor without what its derivative needs."""
+    return nearest_orthogonal(matrix, budget, derivative=False)[0]
 
 
 def near(matrix: Tensor, gram: Tensor, squares: Tensor, variance: float, budget: int) -> Routed | None:

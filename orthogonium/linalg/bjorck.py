@@ -9,7 +9,7 @@ from torch.autograd import Function
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._precision import in_working_precision, smallest_safe_scale, without_autocast
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
-from orthogonium.linalg.polar import polar
+from orthogonium.linalg.polar import polar_value
 
 
 @in_working_precision
@@ -106,9 +106,7 @@ def polar_pass_through(matrix: Tensor, beta: float = 0.5, steps: int = 12) -> Te
     pass unchanged, and the symmetric part ``sym(G Qᵀ) Q`` is multiplied by ``(1 − 2β)^steps`` (zero for β = 1/2). It is
     exact where ``matrix`` is a multiple of an orthogonal matrix and β = 1/2, and degrades with its condition number.
     """
-    with torch.no_grad():
-        value = polar(matrix, steps)
-    return _apply(matrix, value, _damping(beta, steps))
+    return _apply(matrix, polar_value(matrix, steps), _damping(beta, steps))
 
 
 @with_pullback_in_working_precision
@@ -116,7 +114,7 @@ def polar_pass_through_with_pullback(matrix: Tensor, beta: float, steps: int) ->
     """The same and the map from a gradient to that of ``matrix``, neither recorded by autograd."""
     if matrix.shape[-2] > matrix.shape[-1]:
         return transposed(*polar_pass_through_with_pullback(matrix.mT, beta, steps))
-    q, scale, damping = polar(matrix, steps), _scale(matrix), _damping(beta, steps)
+    q, scale, damping = polar_value(matrix, steps), _scale(matrix), _damping(beta, steps)
 
     def pullback(grad: Tensor) -> Tensor:
         with without_autocast(grad):

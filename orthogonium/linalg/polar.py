@@ -14,7 +14,7 @@ from torch.autograd import Function
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
 from orthogonium.linalg._polar_record import EIGENBASIS, NEAR, PRODUCTS, SHIFTED, SVD_ONLY, keeps_rotated
-from orthogonium.linalg._polar_routes import nearest_orthogonal
+from orthogonium.linalg._polar_routes import nearest_alone, nearest_orthogonal
 from orthogonium.linalg._precision import (
     in_dtype,
     in_working_precision,
@@ -263,6 +263,22 @@ def polar(matrix: Tensor, budget: int = 12) -> Tensor:
 def polar_by_svd(matrix: Tensor) -> Tensor:
     """:func:`polar` by the float64 SVD alone: slower, for reference and for those who trust nothing else."""
     return _either_side(matrix, SVD_ONLY)
+
+
+_polar_value = opaque(lambda matrix, budget: torch.empty_like(matrix, memory_format=torch.contiguous_format))(
+    nearest_alone
+)
+
+
+@in_working_precision
+def polar_value(matrix: Tensor, budget: int = 12) -> Tensor:
+    """:func:`polar` without a derivative: sooner for squarish float32 matrices with sides of 48 to 256."""
+    with torch.no_grad():
+        if matrix.numel() == 0 or needs_forward_rule():
+            return _either_side(matrix, budget)
+        if matrix.shape[-2] > matrix.shape[-1]:
+            return _polar_value(matrix.mT, budget).mT
+        return _polar_value(matrix, budget)
 
 
 @with_pullback_in_working_precision

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from orthogonium.linalg._precision import in_working_precision
 from orthogonium.linalg.minimax import inverse_sqrt_coefficients, inverse_sqrt_radius
-from orthogonium.linalg.polar import polar
+from orthogonium.linalg.polar import polar_value
 
 _SMALLEST = 96  # below, calls cost more than products, and `polar` is as good
 _STRIP = 128  # rows of a symmetric product that are made at once
@@ -47,7 +47,7 @@ def polar_after_step(matrix: Tensor) -> Tensor:
 def _wide(matrix: Tensor) -> Tensor:
     rows = matrix.shape[-2]
     if rows < _SMALLEST or matrix.device.type != "cpu" or matrix.dtype != torch.float32:
-        return polar(matrix)
+        return polar_value(matrix)
     room = [matrix.new_empty(rows, rows) for _ in range(3)]
     if matrix.ndim == 2:
         return _near(matrix, room)
@@ -65,12 +65,12 @@ def _near(matrix: Tensor, room: list[Tensor]) -> Tensor:
     diagonal = error.diagonal()
     mean = float(diagonal.mean())
     if not 0.25 < mean < 4:  # also when NaN
-        return polar(matrix)
+        return polar_value(matrix)
     diagonal.sub_(mean)  # E · mean: powers of the mean go into the coefficients
     # ‖E‖_F ≤ √m ‖E‖₂: far matrices are sorted out before more is spent
     size = float(torch.linalg.vector_norm(error)) / mean
     if not size <= _REACH * rows**0.5:
-        return polar(matrix)
+        return polar_value(matrix)
     _symmetric_product(error, error, square)
     least, most = _range_of_norm(rows, size, float(torch.linalg.vector_norm(square)) / mean**2)
     degree, hoped_for = _degree(most, eps), _degree(_MARGIN * least, eps)
@@ -78,7 +78,7 @@ def _near(matrix: Tensor, room: list[Tensor]) -> Tensor:
     if not certain:
         degree = _degree(_MARGIN * _largest(square, size * mean) ** 0.5 / mean, eps)
     if degree is None:
-        return polar(matrix)
+        return polar_value(matrix)
     scaled = inverse_sqrt_coefficients(degree, inverse_sqrt_radius(degree, 2 * eps))
     q = _polynomial_times(matrix, error, square, [c * mean ** (-i - 0.5) for i, c in enumerate(scaled)], result)
     if certain:
@@ -86,7 +86,7 @@ def _near(matrix: Tensor, room: list[Tensor]) -> Tensor:
     probe = _probe(rows, matrix.dtype)
     missing = float(torch.linalg.vector_norm(torch.mv(q, torch.mv(q.mT, probe)).sub_(probe)))
     # rounding alone leaves a Frobenius norm of about n eps / 4
-    return q if missing <= max(8 * rows**0.5, 0.5 * rows) * eps else polar(q)
+    return q if missing <= max(8 * rows**0.5, 0.5 * rows) * eps else polar_value(q)
 
 
 def _degree(spread: float, eps: float) -> int | None:

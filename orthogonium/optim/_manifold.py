@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from orthogonium.linalg import NonFiniteError, polar
+from orthogonium.linalg import NonFiniteError
+from orthogonium.linalg.polar import polar_value
 
 State = dict[str, Tensor]
 _ACCEPTED = (torch.float32, torch.float64)
@@ -194,7 +195,7 @@ def returned(points: Tensor, tolerance: float | None) -> Tensor:
     if not bool(far.any()):
         return points
     result = points.clone()
-    result[far] = polar(points[far])
+    result[far] = polar_value(points[far])
     return result
 
 

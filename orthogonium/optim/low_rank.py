@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from orthogonium.linalg import low_rank_factors, polar
+from orthogonium.linalg import low_rank_factors
 from orthogonium.linalg.low_rank import Sampling
+from orthogonium.linalg.polar import polar_value
 from orthogonium.linalg.retractions import geodesic_factors, polar_factors
 from orthogonium.optim._manifold import ManifoldOptimizer, State, adam_move, adam_state
 
@@ -114,7 +115,7 @@ class LowRankOrthogonal(ManifoldOptimizer):
         else:
             found = polar_factors(points, left, right)
             if found is None:
-                return polar(points + left @ right.mT)
+                return polar_value(points + left @ right.mT)
             factors = found
         if points.shape[0] == 1 and points.ndim == 3:  # a single matrix moves where it lies
             points[0].addmm_(factors[0][0], factors[1][0].mT)

@@ -24,7 +24,7 @@ from orthogonium.linalg import (
     skew_frame,
 )
 from orthogonium.linalg._gram_schmidt import gram_schmidt_with_pullback
-from orthogonium.linalg._polar_routes import SVD_ONLY
+from orthogonium.linalg._polar_record import SVD_ONLY
 from orthogonium.linalg._pullback import Pullback
 from orthogonium.linalg.bjorck import polar_pass_through_with_pullback
 from orthogonium.linalg.exponential import skew_frame_with_pullback

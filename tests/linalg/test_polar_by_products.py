@@ -8,17 +8,15 @@ from hypothesis import strategies as st
 from orthogonium.linalg import _polar_routes as routes
 from orthogonium.linalg import orthogonality_defect, polar
 from orthogonium.linalg._polar_by_products import (
-    _LEFT,
-    _LOW,
     _MODERATE,
-    _SETTLED,
     _SHARE,
-    are_many_small,
+    WITH_DERIVATIVE,
     by_few_products,
+    worth_products,
 )
 from orthogonium.linalg._polar_record import EIGENBASIS, PRODUCTS
 from orthogonium.linalg.minimax import polar_schedule
-from orthogonium.linalg.polar import _polar_backward
+from orthogonium.linalg.polar import _polar_backward, polar_value
 from tests.helpers import conditioned, contract, gaussian, polar_reference, with_singular_values
 
 EPS = torch.finfo(torch.float32).eps
@@ -71,13 +69,13 @@ def test_what_the_derivative_relies_on(values, scale, seed):
         assert orthogonality_defect(q).max() <= contract(q)
 
 
-@pytest.mark.parametrize("lowest", [_MODERATE, _LOW])
+@pytest.mark.parametrize("lowest", [_MODERATE, WITH_DERIVATIVE.lowest])
 def test_what_is_left_shows_what_was_not_covered(lowest):
     """The share of the least singular value that is promised to the derivative, for one alone that is too small."""
     x = torch.linspace(1e-3, _SHARE * lowest, 1000, dtype=torch.float64)
-    for a, b, c in polar_schedule(lowest, _SETTLED):
+    for a, b, c in polar_schedule(lowest, WITH_DERIVATIVE.settled):
         x = x * (a + x**2 * (b + c * x**2))
-    assert (1 - x**2).min() > _LEFT
+    assert (1 - x**2).min() > WITH_DERIVATIVE.left
 
 
 def test_which_batches_take_this_road():
@@ -88,10 +86,10 @@ def test_which_batches_take_this_road():
         return conditioned(shape, 4.0, dtype=dtype)
 
     assert kind(moderate(8, 32, 32)) == [PRODUCTS, _SHARE * _MODERATE]
-    assert kind(conditioned((8, 32, 32), 20.0, dtype=torch.float32)) == [PRODUCTS, _SHARE * _LOW]
+    assert kind(conditioned((8, 32, 32), 20.0, dtype=torch.float32)) == [PRODUCTS, _SHARE * WITH_DERIVATIVE.lowest]
     kind_of_two_rounds, covered = kind(conditioned((8, 32, 32), 300.0, dtype=torch.float32))
     assert kind_of_two_rounds == PRODUCTS
-    assert covered < _SHARE * _LOW / 8
+    assert covered < _SHARE * WITH_DERIVATIVE.lowest / 8
     others = [
         moderate(7, 32, 32),  # too few
         moderate(32, 32),
@@ -106,8 +104,31 @@ def test_which_batches_take_this_road():
     for matrix in others:
         assert kind(matrix)[0] == EIGENBASIS, f"{matrix.shape}"
     assert kind(moderate(8, 32, 32), budget=4)[0] == EIGENBASIS
-    assert are_many_small(moderate(8, 32, 32))
-    assert not are_many_small(moderate(7, 32, 32))
+    assert worth_products(moderate(8, 32, 32), derivative=True)
+    assert not worth_products(moderate(7, 32, 32), derivative=True)
+
+
+@pytest.mark.parametrize("condition", [2.0, 20.0, 200.0, 1e4, 1e6], ids=str)
+@pytest.mark.parametrize("shape", [(64, 64), (48, 90), (128, 100), (2, 96, 96), (256, 256)], ids=str)
+def test_the_value_alone(shape, condition):
+    """The same factor without a derivative, by more lenient rounds, and by other roads where they do not suffice."""
+    matrix = conditioned(shape, condition, dtype=torch.float32).requires_grad_()
+    q = polar_value(matrix)
+    assert not q.requires_grad
+    assert q.stride() == matrix.stride() or shape[-2] > shape[-1]
+    assert orthogonality_defect(q).max() <= contract(q)
+    unit = min(shape[-2:]) ** 0.5 * EPS * condition
+    assert torch.linalg.matrix_norm(q.double() - polar_reference(matrix.detach()), ord=2).max() <= 4 * unit
+
+
+def test_the_value_alone_takes_products():
+    for shape in [(64, 64), (256, 256), (64, 100)]:
+        matrix = conditioned(shape, 20.0, dtype=torch.float32)
+        assert routes.nearest_orthogonal(matrix, 12, derivative=False)[-1][0] == PRODUCTS
+        assert routed(matrix)[-1][0] == EIGENBASIS
+    for shape in [(32, 32), (257, 257), (64, 128)]:
+        matrix = conditioned(shape, 20.0, dtype=torch.float32)
+        assert routes.nearest_orthogonal(matrix, 12, derivative=False)[-1][0] == EIGENBASIS
 
 
 def test_the_worst_of_a_batch_decides_for_all():

@@ -38,7 +38,7 @@ def test_one_direction_that_grew_alone_is_not_overlooked():
 
 def test_small_steps_take_the_short_way_and_large_ones_fall_back(monkeypatch):
     calls = []
-    monkeypatch.setattr(room, "polar", lambda matrix: calls.append(1) or polar(matrix))
+    monkeypatch.setattr(room, "polar_value", lambda matrix: calls.append(1) or polar(matrix))
     point = orthogonal_matrix((256, 256), dtype=torch.float32, seed=1)
     polar_after_step(point + 1e-3 * torch.sign(gaussian((256, 256), dtype=torch.float32)))
     assert not calls
@@ -60,7 +60,7 @@ def test_norms_enclose_the_largest_eigenvalue(values):
 def test_matrices_of_a_batch_choose_for_themselves(monkeypatch):
     """One far matrix sends no other the long way, and each result is that of the matrix alone."""
     calls = []
-    monkeypatch.setattr(room, "polar", lambda matrix: calls.append(matrix.shape) or polar(matrix))
+    monkeypatch.setattr(room, "polar_value", lambda matrix: calls.append(matrix.shape) or polar(matrix))
     near = orthogonal_matrix((3, 200, 200), dtype=torch.float32, seed=1)
     stack = near + 1e-3 * torch.sign(gaussian((3, 200, 200), dtype=torch.float32))
     stack[1] = gaussian((200, 200), dtype=torch.float32, seed=3)
