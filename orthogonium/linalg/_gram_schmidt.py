@@ -21,7 +21,6 @@ from orthogonium.linalg._precision import (
 from orthogonium.linalg._products import (
     add_product,
     lower_gram_error,
-    minus_lower_times,
     roomy_product,
     skew_part,
     upper_times,
@@ -29,6 +28,7 @@ from orthogonium.linalg._products import (
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
 
 Factors = tuple[Tensor, Tensor]
+_SOLVED = 128  # side from which on a triangular system costs less than a product with its matrix
 _ORDINARY = torch.tensor(False)  # see `_lq_forward`
 
 
@@ -82,7 +82,11 @@ def _verified_cholesky(matrix: Tensor, stable: bool) -> Factors | None:
     limit = 16 * eps * matrix.shape[-2] if stable else eps**0.5
     if not 2 * largest(frobenius(step)) <= limit:  # E = H + Hᵀ
         return None
-    return minus_lower_times(q, step, q), add_product(lower, lower, step, scale=1.0) if stable else lower
+    moved = add_product(lower, lower, step, scale=1.0) if stable else lower
+    if matrix.shape[-2] < _SOLVED or matrix.is_cuda:
+        return add_product(q, step, q, scale=-1.0), moved
+    step.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return solve_lower(step, q), moved  # (I + H)⁻¹ = I − H + H², at two thirds of the price of a product
 
 
 def _halved_lower_(matrix: Tensor) -> Tensor:

@@ -84,19 +84,6 @@ def upper_times(upper: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def minus_lower_times(addend: Tensor, lower: Tensor, right: Tensor) -> Tensor:
-    """``C − L B`` with ``L`` lower triangular, ``(..., m, m)``, likewise; in two strips where ``B`` is much wider."""
-    if not _worth_strips(lower):
-        return add_product(addend, lower, right, scale=-1.0)
-    rows = len(lower)
-    strip = max(_STRIP, -(-rows // 2)) if right.shape[-1] > 2 * rows else _STRIP
-    result = torch.empty_like(addend, memory_format=torch.contiguous_format)
-    for start in range(0, rows, strip):
-        stop = start + strip
-        torch.addmm(addend[start:stop], lower[start:stop, :stop], right[:stop], alpha=-1, out=result[start:stop])
-    return result
-
-
 def gram_error(matrix: Tensor) -> Tensor:
     """``Q Qᵀ − I``, ``(..., m, m)``. Not differentiable."""
     if matrix.ndim > 3 or _worth_strips(matrix):
