@@ -3,8 +3,8 @@
 Source: Amsel, Persson, Musco and Gower, "The Polar Express", arXiv 2505.16932.
 """
 
-import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from orthogonium.linalg.minimax import Quintic, polar_schedule
 
 # Batches of matrices of these sides, and of this many entries of Gram matrices in all, take products alone: LAPACK's
 # eigenvectors of one matrix after the other cost 30 to 50 pairs of products.
-_SIDES, _ENTRIES = range(12, 57), 8 * 32**2
+_SIDES, _ENTRIES = range(14, 49), 8 * 32**2
 # Without a derivative, which would take several times the products of the factor itself, any matrix of these sides.
 _SIDES_FORWARD = range(48, 257)
 
@@ -39,6 +39,8 @@ class Aim(NamedTuple):
 # would leave. Without it, what the last step corrects to rounding will do.
 WITH_DERIVATIVE, FORWARD = Aim(0.045, 1e-6, 1.5e-5), Aim(0.035, 1e-5, 1e-3)
 _SHARE = 0.75
+# Where ‖Q Qᵀ − I‖_F is below the first figure the singular values are above the second: two more steps will do.
+_CLOSE, _CLOSE_VALUE = 0.51, 0.7
 
 # The first attempt by minimax steps on a GPU covers singular values down to this share of the Frobenius norm.
 _LOWEST = 1e-3
@@ -74,14 +76,31 @@ def by_few_products(
     factor = torch.addcmul(gram * (b / bound), square, c / (bound * bound))
     q = add_product(q, factor, q, scale=1.0, addend_scale=a)
     q, error = _steps_and_error(q, schedule[1:])
-    if not largest(frobenius(error)) <= aim.left:
-        growth = math.prod(a for a, _, _ in schedule)  # of small singular values, at most
-        lowest = aim.lowest / growth
-        q, error = _steps_and_error(q, polar_schedule(aim.lowest, aim.settled))
+    covered, left = _SHARE * lowest, largest(frobenius(error))
+    if not left <= aim.left:
+        close = left <= _CLOSE
+        covered = least_source(schedule, _CLOSE_VALUE if close else _SHARE * aim.lowest)
+        q, error = _steps_and_error(q, polar_schedule(_CLOSE_VALUE if close else aim.lowest, aim.settled))
         if not largest(frobenius(error)) <= aim.left:
             return None
     q = add_product(q, error, q, scale=-0.5)
-    return q, nothing(matrix)[0], as_stretch(scale[..., 0, 0], matrix), route_of(PRODUCTS, _SHARE * lowest)
+    return q, nothing(matrix)[0], as_stretch(scale[..., 0, 0], matrix), route_of(PRODUCTS, covered)
+
+
+@lru_cache
+def least_source(schedule: tuple[Quintic, ...], value: float) -> float:
+    """The least positive number that a schedule takes to ``value`` < 1, from below.
+
+    Its polynomials grow up to where the interval begins that they are laid out for, and stay about one from there on.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        x = middle
+        for a, b, c in schedule:
+            x *= a + x * x * (b + c * x * x)
+        low, high = (low, middle) if x >= value else (middle, high)
+    return low
 
 
 def _steps_and_error(matrix: Tensor, schedule: Sequence[Quintic]) -> tuple[Tensor, Tensor]:
