@@ -30,14 +30,16 @@ _MODERATE_VARIANCE, _MODERATE = 0.8, 0.18
 class Aim(NamedTuple):
     """How far a schedule reaches and how its end is judged."""
 
-    lowest: float  # the least singular value that is expected elsewhere, and in a second round once more
+    lowest: float  # the least singular value that is expected elsewhere
     settled: float  # what schedules leave of |1 − σ|
     left: float  # what may be left of ‖Q Qᵀ − I‖_F
+    again: bool  # whether a second round of that reach is worth it
 
 
 # The derivative has to know where the singular values lie: what is left is less than one below _SHARE of the least
-# would leave. Without it, what the last step corrects to rounding will do.
-WITH_DERIVATIVE, FORWARD = Aim(0.045, 1e-6, 1.5e-5), Aim(0.035, 1e-5, 1e-3)
+# would leave. All matrices of a batch share its schedule, whose rounding errors grow with its reach: no second round.
+# Without a derivative, what the last step corrects to rounding will do.
+WITH_DERIVATIVE, FORWARD = Aim(0.045, 1e-6, 1.5e-5, again=False), Aim(0.035, 1e-5, 1e-3, again=True)
 _SHARE = 0.75
 # Where ‖Q Qᵀ − I‖_F is below the first figure the singular values are above the second: two more steps will do.
 _CLOSE, _CLOSE_VALUE = 0.51, 0.7
@@ -59,9 +61,9 @@ def worth_products(matrix: Tensor, derivative: bool) -> bool:
 def by_few_products(
     matrix: Tensor, gram: Tensor, variance: float, budget: int, aim: Aim = WITH_DERIVATIVE
 ) -> Routed | None:
-    """Minimax steps on ``W`` itself for ``κ`` of a few hundred at most, in two rounds if need be; float32.
+    """Minimax steps on ``W`` itself for ``κ`` of some 50 at most, without a derivative of a few hundred; float32.
 
-    The first round rests on a guess, and its end shows whether that was right: small singular values are not one by
+    Their number rests on a guess, and their end shows whether that was right: small singular values are not one by
     then. ``‖(W Wᵀ)²‖_F^¼``, to which ``W`` is scaled, exceeds ``‖W‖₂`` by a factor of ``m^⅛`` at most.
     """
     lowest = _MODERATE if variance < _MODERATE_VARIANCE else aim.lowest
@@ -79,7 +81,9 @@ def by_few_products(
     covered, left = _SHARE * lowest, largest(frobenius(error))
     if not left <= aim.left:
         close = left <= _CLOSE
-        covered = least_source(schedule, _CLOSE_VALUE if close else _SHARE * aim.lowest)
+        if not (close or aim.again):
+            return None
+        covered = least_source(schedule, _CLOSE_VALUE)
         q, error = _steps_and_error(q, polar_schedule(_CLOSE_VALUE if close else aim.lowest, aim.settled))
         if not largest(frobenius(error)) <= aim.left:
             return None

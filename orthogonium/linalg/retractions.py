@@ -214,6 +214,8 @@ def geodesic_factors(point: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor
 
 def _exponential(matrix: Tensor) -> Tensor:
     """To rounding: ``torch.matrix_exp`` is off by 6e-12 in float64 for norms about 0.025, which steps often have."""
+    if matrix.numel() == 0:
+        return matrix
     return expm(matrix, squarings_for(min(largest(frobenius(matrix)), _FARTHEST), matrix.dtype))
 
 

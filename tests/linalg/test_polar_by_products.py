@@ -34,7 +34,7 @@ def reference_gradient(matrix, grad):
     return _polar_backward(grad.double(), matrix, *routes.by_svd(matrix))
 
 
-@pytest.mark.parametrize("condition", [2.0, 4.0, 20.0, 40.0, 100.0, 300.0], ids=str)
+@pytest.mark.parametrize("condition", [2.0, 4.0, 10.0, 20.0, 40.0], ids=str)
 @pytest.mark.parametrize("shape", BATCHES, ids=str)
 def test_values_and_gradient(shape, condition):
     """As good as rounding allows: ``eps κ`` in both, and the contract for orthogonality."""
@@ -99,9 +99,7 @@ def test_which_batches_take_this_road():
 
     assert kind(moderate(8, 32, 32)) == [PRODUCTS, _SHARE * _MODERATE]
     assert kind(conditioned((8, 32, 32), 20.0, dtype=torch.float32)) == [PRODUCTS, _SHARE * WITH_DERIVATIVE.lowest]
-    for condition, covered in ((30.0, 0.0125), (300.0, 0.0005)):  # two more steps, a second round
-        found = kind(conditioned((8, 32, 32), condition, dtype=torch.float32))
-        assert found == [PRODUCTS, pytest.approx(covered, rel=0.1)]
+    assert kind(conditioned((8, 32, 32), 30.0, dtype=torch.float32)) == [PRODUCTS, pytest.approx(0.0125, rel=0.1)]
     others = [
         moderate(7, 32, 32),  # too few
         moderate(32, 32),
@@ -111,7 +109,7 @@ def test_which_batches_take_this_road():
         moderate(8, 32, 32, dtype=torch.float64),
         1e-6 * moderate(8, 32, 32),  # eighth powers leave the range
         1e6 * moderate(8, 32, 32),
-        conditioned((8, 32, 32), 1e4, dtype=torch.float32),
+        conditioned((8, 32, 32), 300.0, dtype=torch.float32),
     ]
     for matrix in others:
         assert kind(matrix)[0] == EIGENBASIS, f"{matrix.shape}"
@@ -143,19 +141,26 @@ def test_the_value_alone_takes_products():
         assert routes.nearest_orthogonal(matrix, 12, derivative=False)[-1][0] == EIGENBASIS
 
 
-def test_the_worst_of_a_batch_decides_for_all():
-    batch = conditioned((8, 32, 32), 4.0, dtype=torch.float32)
-    batch[3] = conditioned((32, 32), 1e5, dtype=torch.float32, seed=1)
-    batch[5] *= 1e3
-    batch[6] = gaussian((32, 32), dtype=torch.float32)
-    leaf, grad = batch.clone().requires_grad_(), gaussian((8, 32, 32), dtype=torch.float32, seed=2)
-    q = polar(leaf)
-    (found,) = torch.autograd.grad(q, leaf, grad)
-    assert orthogonality_defect(q.detach()).max() <= contract(q)
-    expected = reference_gradient(batch, grad)
-    condition = torch.linalg.cond(batch.double())
-    error = (found - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))
-    assert (error <= 4 * 32**0.5 * EPS * condition).all()
+def from_values(*rows, size=32):
+    """A batch of matrices whose singular values are ``rows``, each repeated up to ``size``."""
+    values = torch.stack([torch.tensor(row, dtype=torch.float64).repeat(size)[:size] for row in rows])
+    u, _, vh = torch.linalg.svd(gaussian((len(rows), size, size), seed=7))
+    return ((u * values[:, None]) @ vh).float()
+
+
+def test_neighbours_in_a_batch():
+    """Each is as accurate as its own condition number allows, whatever the others make necessary."""
+    plain = [1.0] + [0.52] * 31
+    grad = gaussian((8, 32, 32), dtype=torch.float32, seed=2)
+    for worst in (8.0, 16.0, 30.0, 45.0, 60.0, 100.0, 1e3, 1e5):
+        batch = from_values((1 / worst) ** torch.linspace(0, 1, 32), *[plain] * 5, [1.0, 1 / 3], [1e3, 500.0])
+        leaf = batch.clone().requires_grad_()
+        q = polar(leaf)
+        (found,) = torch.autograd.grad(q, leaf, grad)
+        assert orthogonality_defect(q.detach()).max() <= contract(q)
+        expected = reference_gradient(batch, grad)
+        error = (found - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))
+        assert (error <= 4 * 32**0.5 * EPS * torch.linalg.cond(batch.double())).all(), f"{worst}"
 
 
 def test_gradients_of_many_losses_at_once():

@@ -118,6 +118,31 @@ def test_low_rank_geodesic_update_is_the_geodesic(shape, dtype, norm):
     assert (orthogonality_defect(updated) <= 4 * contract(point)).all()
 
 
+@pytest.mark.parametrize("norm", [0.025, 0.3, 1.0, 6.28, 25.0])
+@pytest.mark.parametrize("shape", [(16, 7), (9, 9)], ids=str)
+def test_geodesics_of_every_length_stay_orthogonal(shape, norm):
+    """In float64, whose rounding no wider type hides."""
+    for seed in range(10):
+        point = orthogonal_matrix(shape, seed=seed)
+        updated = low_rank_geodesic_update(point, *factors(shape, 4, norm, torch.float64, seed=seed))
+        assert orthogonality_defect(updated) <= contract(point) * max(1.0, norm / 10)
+
+
+@pytest.mark.parametrize("update", LOW_RANK)
+def test_a_long_step_of_a_neighbour_does_not_matter(update):
+    points, (a, b) = orthogonal_matrix((2, 16, 7)), factors((2, 16, 7), 2, 0.1, torch.float64)
+    for length in (30.0, 1e4, 1e8):
+        a[1] *= length / torch.linalg.matrix_norm(a[1])
+        together = update(points, a, b)
+        assert_close(together[0], update(points[0], a[0], b[0]), rtol=0, atol=4e-16)
+
+
+@pytest.mark.parametrize("update", LOW_RANK)
+def test_no_points_at_all(update):
+    for m, n in [(8, 8), (8, 4), (4, 8)]:
+        assert update(torch.randn(0, m, n), torch.randn(0, m, 2), torch.randn(0, n, 2)).shape == (0, m, n)
+
+
 def test_the_outside_of_a_tall_point_may_be_of_any_rank():
     """``a`` in the column space, half in it, and with equal columns."""
     point = orthogonal_matrix((9, 4), dtype=torch.float32, seed=1)
