@@ -40,6 +40,9 @@ Map = Literal["exponential", "cayley"]
 # Above this norm of A a Cayley solve in working precision loses too many digits, and below this one none that matter.
 _CAYLEY_NORM, _CALM = 64.0, 32.0
 
+# Up to this norm of A the products of its exponential leave a defect of 3 eps, less than that of a frame to begin with.
+_SHORT = 2.0
+
 
 class _Argument(NamedTuple):
     """``A`` in the coordinates of the header; a square frame has no ``X₂`` and ``Z``, but ``S²`` where it is used."""
@@ -119,7 +122,8 @@ def _frame_forward(free: Tensor, base: Tensor, kind: str, budget: int) -> tuple[
         return q if accurate else _polished(q), half
     squarings = squarings_for(norm, free.dtype)
     if not argument.thin:
-        return _polished(base @ expm(argument.skew, squarings, argument.square)), nothing
+        q = base @ expm(argument.skew, squarings, argument.square)
+        return q if norm <= _SHORT else _polished(q), nothing
     small, alpha = _small_matrix(argument.skew, argument.gram)
     columns = expm(small, squarings)[..., : base.shape[-1]]
     top, bottom = columns.split(base.shape[-1], dim=-2)
