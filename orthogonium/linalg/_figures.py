@@ -14,6 +14,14 @@ def smallest(values: Tensor) -> float:
     return float(values.item() if values.ndim == 0 else values.amin().item())
 
 
+def extremes(values: Tensor) -> tuple[float, float]:
+    """Both, likewise."""
+    if values.ndim == 0:
+        value = float(values.item())
+        return value, value
+    return smallest(values), largest(values)
+
+
 def frobenius(matrix: Tensor) -> Tensor:
     """``‖A‖_F``, ``(...)``."""
     if matrix.ndim == 2:  # over everything, which torch does in one run through memory

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from orthogonium.linalg._factorizations import eigenbasis
-from orthogonium.linalg._figures import frobenius, largest, least_ratio, smallest, trace
+from orthogonium.linalg._figures import extremes, frobenius, largest, least_ratio, trace
 from orthogonium.linalg._polar_by_products import (
     FORWARD,
     WITH_DERIVATIVE,
@@ -43,7 +43,7 @@ from orthogonium.linalg._precision import (
     smallest_safe_scale,
     times_power_of_two,
 )
-from orthogonium.linalg._products import newton_schulz, symmetric_product
+from orthogonium.linalg._products import newton_schulz, product, symmetric_product
 from orthogonium.linalg.minimax import (
     inverse_sqrt_coefficients,
     inverse_sqrt_radius,
@@ -77,12 +77,13 @@ def nearest_orthogonal(matrix: Tensor, budget: int, derivative: bool = True) -> 
     gram = symmetric_product(matrix, matrix.mT)
     squares = trace(gram)
     safe = torch.finfo(matrix.dtype).tiny ** 0.75
-    least, most = smallest(squares), largest(squares)
+    least, most = extremes(squares)
     if not (safe <= least and most <= 1 / safe):  # also when NaN
         raise_if_not_finite("matrix", matrix)
         return by_svd(matrix)
     # of the eigenvalues of W Wᵀ, relative to their mean, at the price of one norm
-    variance = matrix.shape[-2] * largest(frobenius(gram) / squares) ** 2 - 1
+    size = frobenius(gram)
+    variance = matrix.shape[-2] * (largest(size) / most if size.ndim == 0 else largest(size / squares)) ** 2 - 1
     found = near(matrix, gram, squares, variance, budget)
     if found is None and worth_products(matrix, derivative) and 1 / _ORDINARY <= least <= most <= _ORDINARY:
         found = by_few_products(matrix, gram, variance, budget, WITH_DERIVATIVE if derivative else FORWARD)
@@ -146,8 +147,8 @@ def by_eigenbasis(matrix: Tensor, gram: Tensor) -> Routed:
     wide = matrix if gram.dtype == matrix.dtype else matrix.double()
     values = eigenvalues.sqrt()
     if keeps_rotated(matrix):
-        stretch = basis.mT @ wide
-        q = basis @ (stretch / values[..., :, None])
+        stretch = product(basis.mT, wide)
+        q = product(basis, stretch / values.unsqueeze(-1))
     else:
         stretch = values
         q = symmetric_product(basis / values[..., None, :], basis.mT) @ wide

@@ -26,7 +26,7 @@ _RADII = 8
 
 def divided_by_sums(matrix: Tensor, values: Tensor, with_zeros: bool = True) -> Tensor:
     """``matrix[i, j] / (values[i] + values[j])``, and zero where that sum is zero."""
-    sums = values[..., :, None] + values[..., None, :]
+    sums = values.unsqueeze(-1) + values.unsqueeze(-2)
     return torch.where(sums == 0, 0.0, matrix / sums) if with_zeros else matrix / sums
 
 

@@ -90,9 +90,9 @@ def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor
         values = _row_norms_of_any_scale(stretch) if special else torch.linalg.vector_norm(stretch, dim=-1)
     else:
         values = stretch
-    inverse = values.reciprocal()[..., :, None]
+    inverse = values.reciprocal().unsqueeze(-1)
     if special:
-        inverse = torch.where(values[..., :, None] == 0, 0.0, inverse)
+        inverse = torch.where(values.unsqueeze(-1) == 0, 0.0, inverse)
     if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
         cross = grad @ q.mT
         rotated = basis.mT @ cross @ basis
@@ -102,11 +102,11 @@ def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor
         if special:
             inner = torch.where(inverse.mT == 0, 0.0, inner)
         return add_product(symmetric_product(basis, inverse * basis.mT) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
-    rotated_q, rotated_grad = inverse * stretch, basis.mT @ grad
+    rotated_q, rotated_grad = inverse * stretch, product(basis.mT, grad)
     rotated = roomy_product(rotated_grad, rotated_q.mT)
     inner = divided_by_sums(skew_part(rotated), values, special)
     if q.shape[-2] == q.shape[-1]:
-        return basis @ (inner @ rotated_q)
+        return product(basis, product(inner, rotated_q))
     return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
 
 
