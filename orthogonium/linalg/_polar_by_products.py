@@ -32,26 +32,29 @@ class Aim(NamedTuple):
 
     lowest: float  # the least singular value that is expected elsewhere
     settled: float  # what schedules leave of |1 − σ|
-    left: float  # what may be left of ‖Q Qᵀ − I‖_F
+    left: float  # what may be left of ‖Q Qᵀ − I‖_F, in units of √m eps
     again: bool  # whether a second round of that reach is worth it
 
 
-# The derivative has to know where the singular values lie: what is left is less than one below _SHARE of the least
-# would leave. All matrices of a batch share its schedule, whose rounding errors grow with its reach: no second round.
+# The derivative has to know where the singular values lie: nothing but rounding may be left, and what could hide in it
+# is counted in. All matrices of a batch share its schedule, whose rounding errors grow with its reach: no second round.
 # Without a derivative, what the last step corrects to rounding will do.
-WITH_DERIVATIVE, FORWARD = Aim(0.045, 1e-6, 1.5e-5, again=False), Aim(0.035, 1e-5, 1e-3, again=True)
-_SHARE = 0.75
+WITH_DERIVATIVE, FORWARD = Aim(0.045, 1e-6, 20, again=False), Aim(0.035, 1e-5, 500, again=True)
 # Where ‖Q Qᵀ − I‖_F is below the first figure the singular values are above the second: two more steps will do.
 _CLOSE, _CLOSE_VALUE = 0.51, 0.7
 
-# The first attempt by minimax steps on a GPU covers singular values down to this share of the Frobenius norm.
+# The first attempt by a long schedule covers singular values down to this share of the Frobenius norm.
 _LOWEST = 1e-3
 _ATTEMPTS = 3
 
 
 def worth_products(matrix: Tensor, derivative: bool) -> bool:
-    """Whether :func:`by_few_products` is faster than eigenvectors."""
-    if matrix.dtype != torch.float32 or matrix.is_cuda or not keeps_rotated(matrix):
+    """Whether :func:`by_few_products` is faster than what comes after it, should it succeed."""
+    if matrix.dtype != torch.float32:
+        return False
+    if matrix.is_cuda:
+        return True
+    if not keeps_rotated(matrix):
         return False
     rows = matrix.shape[-2]
     many = rows in _SIDES and matrix.ndim > 2 and matrix.shape[:-1].numel() * rows >= _ENTRIES
@@ -78,14 +81,15 @@ def by_few_products(
     factor = torch.addcmul(gram * (b / bound), square, c / (bound * bound))
     q = add_product(q, factor, q, scale=1.0, addend_scale=a)
     q, error = _steps_and_error(q, schedule[1:])
-    covered, left = _SHARE * lowest, largest(frobenius(error))
-    if not left <= aim.left:
+    limit = aim.left * matrix.shape[-2] ** 0.5 * torch.finfo(matrix.dtype).eps
+    covered, left = least_source(schedule, 1 - limit), largest(frobenius(error))
+    if not left <= limit:
         close = left <= _CLOSE
         if not (close or aim.again):
             return None
         covered = least_source(schedule, _CLOSE_VALUE)
         q, error = _steps_and_error(q, polar_schedule(_CLOSE_VALUE if close else aim.lowest, aim.settled))
-        if not largest(frobenius(error)) <= aim.left:
+        if not largest(frobenius(error)) <= limit:
             return None
     q = add_product(q, error, q, scale=-0.5)
     return q, nothing(matrix)[0], as_stretch(scale[..., 0, 0], matrix), route_of(PRODUCTS, covered)
@@ -113,7 +117,7 @@ def _steps_and_error(matrix: Tensor, schedule: Sequence[Quintic]) -> tuple[Tenso
 
 
 def by_minimax(matrix: Tensor) -> Routed | None:
-    """Minimax steps on ``W`` itself: products only, for devices on which a factorisation is slow.
+    """A long schedule of minimax steps, for devices on which a factorisation is slow.
 
     The first attempt covers ``σ ≥ 1e-3 ‖W‖_F``. A longer schedule amplifies the rounding errors of large singular
     values (its first polynomials are steep there), so the next ones run in float64. None covers a singular matrix.

@@ -232,9 +232,10 @@ def polar(matrix: Tensor, budget: int = 12) -> Tensor:
     """The orthogonal matrix nearest to ``matrix``: its singular values become one, its singular vectors stay.
 
     Close to an orthogonal matrix (where training lives) a polynomial in ``W Wᵀ`` suffices; elsewhere the eigenvectors
-    of the smaller Gram matrix are used, in float64 when ``matrix`` is ill conditioned, and the SVD at the
-    very end. A singular matrix has many nearest orthogonal ones: the one returned completes ``U Vᵀ`` with the null
-    vectors of the float64 SVD, and zero becomes the identity's first rows or columns.
+    of the smaller Gram matrix are used (minimax polynomials on a GPU and for many small matrices at once), in float64
+    when ``matrix`` is ill conditioned, and the SVD at the very end. A singular matrix has many nearest orthogonal ones:
+    the one returned completes ``U Vᵀ`` with the null vectors of the float64 SVD, and zero becomes the identity's first
+    rows or columns.
 
     The derivative is that of the mathematical function, whatever route was taken. It holds at repeated singular
     values; along completed null directions it is taken as zero, and at zero itself as if ``matrix`` were its

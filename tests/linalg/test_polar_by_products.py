@@ -9,7 +9,6 @@ from orthogonium.linalg import _polar_routes as routes
 from orthogonium.linalg import orthogonality_defect, polar
 from orthogonium.linalg._polar_by_products import (
     _MODERATE,
-    _SHARE,
     WITH_DERIVATIVE,
     by_few_products,
     least_source,
@@ -49,6 +48,22 @@ def test_values_and_gradient(shape, condition):
     assert (error / expected.flatten(0, -3).norm(dim=(-2, -1))).max() <= 4 * unit
 
 
+@pytest.mark.parametrize("condition", [1.3, 4.0, 15.0, 25.0], ids=str)
+@pytest.mark.parametrize("shape", [(70, 70), (300, 300), (130, 400), (2, 80, 170)], ids=str)
+def test_large_matrices(shape, condition):
+    """Which take this road on a GPU alone."""
+    matrix, grad = conditioned(shape, condition, dtype=torch.float32), gaussian(shape, dtype=torch.float32, seed=1)
+    gram = matrix @ matrix.mT
+    squares = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    variance = shape[-2] * torch.linalg.matrix_norm(gram / squares).square().max().item() - 1
+    q, *rest = by_few_products(matrix, gram, variance, budget=12)
+    assert orthogonality_defect(q).max() <= contract(q)
+    unit = shape[-2] ** 0.5 * EPS * condition
+    assert torch.linalg.matrix_norm(q.double() - polar_reference(matrix), ord=2).max() <= 2 * unit
+    expected = reference_gradient(matrix, grad)
+    assert (_polar_backward(grad, matrix, q, *rest) - expected).norm() <= 4 * unit * expected.norm()
+
+
 @given(
     values=st.lists(st.floats(3e-3, 1.0), min_size=16, max_size=16),
     scale=st.floats(1e-3, 1e3),
@@ -70,15 +85,6 @@ def test_what_the_derivative_relies_on(values, scale, seed):
         assert orthogonality_defect(q).max() <= contract(q)
 
 
-@pytest.mark.parametrize("lowest", [_MODERATE, WITH_DERIVATIVE.lowest])
-def test_what_is_left_shows_what_was_not_covered(lowest):
-    """The share of the least singular value that is promised to the derivative, for one alone that is too small."""
-    x = torch.linspace(1e-3, _SHARE * lowest, 1000, dtype=torch.float64)
-    for a, b, c in polar_schedule(lowest, WITH_DERIVATIVE.settled):
-        x = x * (a + x**2 * (b + c * x**2))
-    assert (1 - x**2).min() > WITH_DERIVATIVE.left
-
-
 @given(lowest=st.sampled_from([_MODERATE, WITH_DERIVATIVE.lowest]), value=st.floats(0.01, 0.9))
 def test_what_a_schedule_takes_to_a_value(lowest, value):
     schedule = polar_schedule(lowest, WITH_DERIVATIVE.settled)
@@ -97,8 +103,11 @@ def test_which_batches_take_this_road():
     def moderate(*shape, dtype=torch.float32):
         return conditioned(shape, 4.0, dtype=dtype)
 
-    assert kind(moderate(8, 32, 32)) == [PRODUCTS, _SHARE * _MODERATE]
-    assert kind(conditioned((8, 32, 32), 20.0, dtype=torch.float32)) == [PRODUCTS, _SHARE * WITH_DERIVATIVE.lowest]
+    assert kind(moderate(8, 32, 32)) == [PRODUCTS, pytest.approx(_MODERATE, rel=0.05)]
+    assert kind(conditioned((8, 32, 32), 20.0, dtype=torch.float32)) == [
+        PRODUCTS,
+        pytest.approx(WITH_DERIVATIVE.lowest, rel=0.05),
+    ]
     assert kind(conditioned((8, 32, 32), 30.0, dtype=torch.float32)) == [PRODUCTS, pytest.approx(0.0125, rel=0.1)]
     others = [
         moderate(7, 32, 32),  # too few
