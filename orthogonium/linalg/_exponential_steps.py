@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from orthogonium.linalg._products import add_product
+from orthogonium.linalg._products import add_product, add_product_
 
 # exp(x) to degree 8 as y0 + y1 x + y2 x² + (x3 x² + q)(x4 + x5 x + x6 x² + x7 q) with q = x² (x1 x + x2 x²).
 # Source: Bader, Blanes and Casas, "Computing the matrix exponential with an optimized Taylor polynomial approximation",
@@ -67,8 +67,7 @@ def expm_reverse(a: Tensor, squarings: int, grad: Tensor, square: Tensor | None 
     for _ in range(squarings):
         powers.append(_squared(powers[-1]))
     for power in reversed(powers[:-1]):  # G (I + E)ᵀ + (I + E)ᵀ G
-        right_part = add_product(grad, grad, power.mT, scale=1.0, addend_scale=2.0)
-        grad = add_product(right_part, power.mT, grad, scale=1.0)
+        grad = add_product_(add_product(grad, grad, power.mT, scale=1.0, addend_scale=2.0), power.mT, grad, scale=1.0)
     left_grad, right_grad = grad @ right.mT, left.mT @ grad
     fourth_grad = left_grad + _X7 * right_grad
     mixed_grad = square.mT @ fourth_grad
