@@ -1,8 +1,8 @@
 """The nearest orthogonal matrix, and its exact derivative.
 
 Every full-rank ``W`` (wide, say) is ``W = H Q`` with ``H = (W Wᵀ)^½`` and ``Q`` the orthogonal matrix closest to it in
-any unitarily invariant norm (Fan and Hoffman, Proc. AMS 6, 1955). `_polar_routes` computes ``Q``; this page holds the
-derivative, which needs ``Q`` and ``H`` alone and not the road that led there.
+any unitarily invariant norm (Fan and Hoffman, Proc. AMS 6, 1955). `_polar_routes` computes ``Q`` and `_polar_reverse`
+the derivative, which needs ``Q`` and ``H`` alone and not the road that led there; this page joins them for autograd.
 """
 
 from typing import Any
@@ -13,22 +13,12 @@ from torch.autograd import Function
 
 from orthogonium.linalg._functions import apply, needs_forward_rule
 from orthogonium.linalg._opaque import opaque
-from orthogonium.linalg._polar_record import EIGENBASIS, NEAR, PRODUCTS, SHIFTED, SVD_ONLY, keeps_rotated
+from orthogonium.linalg._polar_record import EIGENBASIS, SVD_ONLY, keeps_rotated
+from orthogonium.linalg._polar_reverse import polar_backward
 from orthogonium.linalg._polar_routes import nearest_alone, nearest_orthogonal
-from orthogonium.linalg._precision import (
-    in_dtype,
-    in_working_precision,
-    smallest_safe_scale,
-    without_autocast,
-)
-from orthogonium.linalg._products import add_product, product, roomy_product, skew_part, symmetric_product
+from orthogonium.linalg._precision import in_working_precision, without_autocast
 from orthogonium.linalg._pullback import Pullback, transposed, with_pullback_in_working_precision
-from orthogonium.linalg.lyapunov import (
-    divided_by_sums,
-    lyapunov,
-    skew_lyapunov_by_sign,
-    skew_lyapunov_near_identity,
-)
+from orthogonium.linalg.lyapunov import lyapunov
 
 _SINGULAR = [EIGENBASIS, 1.0]  # the route of matrices that may be
 
@@ -44,114 +34,6 @@ def _fake_forward(matrix: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, 
 
 
 _polar_forward = opaque(_fake_forward, by_columns=lambda *args: (1,))(nearest_orthogonal)
-
-
-@opaque(lambda grad, matrix, *rest: torch.empty_like(matrix, memory_format=torch.contiguous_format))
-def _polar_backward(grad: Tensor, matrix: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, route: Tensor) -> Tensor:
-    """``K Q + H⁻¹ (G − G Qᵀ Q)`` with ``H K + K H = G Qᵀ − Q Gᵀ``, by the cheapest way that the forward pass left."""
-    with without_autocast(grad):
-        kind, parameter = route.tolist()
-        if kind == NEAR:
-            return _backward_near(grad, matrix, q, basis, stretch, parameter)
-        if kind in (PRODUCTS, SHIFTED):
-            return _backward_products(grad, matrix, q, stretch, parameter, shifted=kind == SHIFTED)
-        return _backward_eigenbasis(grad, q, basis, stretch, special=parameter > 0)
-
-
-def _backward_near(grad: Tensor, matrix: Tensor, q: Tensor, inverse: Tensor, stretch: Tensor, spread: float) -> Tensor:
-    """``H`` is close to ``c I``: a few Chebyshev steps instead of a factorisation.
-
-    The eigenvalues of ``H / c`` lie in ``[√(1 − e), √(1 + e)]``.
-    """
-    low, high = (1 - spread) ** 0.5, (1 + spread) ** 0.5
-    spread = (high - low) / (high + low)
-    cross = roomy_product(grad, q.mT)
-    skew = skew_part(cross)
-    scale = _scale(stretch, matrix)
-    if matrix.shape[-2] == matrix.shape[-1]:
-        center = 0.5 * (high + low) * scale
-        deviation = symmetric_product(matrix, q.mT).div_(center)
-        deviation.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-        return skew_lyapunov_near_identity(deviation, skew.div_(center), spread) @ q
-    # multiplied by P = H⁻¹ from both sides, the equation reads P K + K P = P C P, and P is at hand
-    center = 0.5 * (1 / high + 1 / low) / scale
-    deviation = inverse / center
-    deviation.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-    solution = skew_lyapunov_near_identity(deviation, inverse @ (skew / center) @ inverse, spread)
-    return add_product(inverse @ grad, solution.sub_(inverse @ cross), q, scale=1.0)
-
-
-def _backward_eigenbasis(grad: Tensor, q: Tensor, basis: Tensor, stretch: Tensor, special: bool) -> Tensor:
-    """``H = V diag(σ) Vᵀ``: the Lyapunov equation is a division by ``σᵢ + σⱼ``.
-
-    Null directions (``special``) were completed by convention and have no derivative of their own.
-    """
-    if stretch.ndim == basis.ndim:
-        values = _row_norms_of_any_scale(stretch) if special else torch.linalg.vector_norm(stretch, dim=-1)
-    else:
-        values = stretch
-    inverse = values.reciprocal().unsqueeze(-1)
-    if special:
-        inverse = torch.where(values.unsqueeze(-1) == 0, 0.0, inverse)
-    if stretch.ndim < basis.ndim:  # much wider than high: only two products with the long side
-        cross = grad @ q.mT
-        rotated = basis.mT @ cross @ basis
-        if special:
-            rotated = torch.where(inverse.mT == 0, 0.0, rotated)
-        inner = divided_by_sums(skew_part(rotated), values, special).sub_(inverse * rotated)
-        if special:
-            inner = torch.where(inverse.mT == 0, 0.0, inner)
-        return add_product(symmetric_product(basis, inverse * basis.mT) @ grad, basis @ inner @ basis.mT, q, scale=1.0)
-    rotated_q, rotated_grad = inverse * stretch, product(basis.mT, grad)
-    rotated = roomy_product(rotated_grad, rotated_q.mT)
-    inner = divided_by_sums(skew_part(rotated), values, special)
-    if q.shape[-2] == q.shape[-1]:
-        return product(basis, product(inner, rotated_q))
-    return basis @ ((inner - inverse * rotated) @ rotated_q + inverse * rotated_grad)
-
-
-def _row_norms_of_any_scale(matrix: Tensor) -> Tensor:
-    """Norms of the rows whose squares would leave the range of the type."""
-    largest = matrix.abs().amax(-1, keepdim=True)
-    scaled = matrix / torch.where(largest > 0, largest, 1.0)
-    return torch.linalg.vector_norm(scaled, dim=-1) * largest[..., 0]
-
-
-def _backward_products(
-    grad: Tensor, matrix: Tensor, q: Tensor, stretch: Tensor, lowest: float, shifted: bool = False
-) -> Tensor:
-    """A sequence of products fixed by ``lowest``: nothing waits for the device.
-
-    Rounding grows with the length of the schedule: beyond one round it is run in float64. A matrix of which nothing is
-    known is ``shifted`` by ``lowest``, so that a singular one, too, gets a finite gradient.
-    """
-    dtype = grad.dtype
-    if lowest < 1e-4:
-        grad, matrix, q, stretch = grad.double(), matrix.double(), q.double(), stretch.double()
-        lowest = max(lowest, 4 * matrix.shape[-2] * torch.finfo(torch.float64).eps)  # above the rounding of H itself
-    root = product(matrix, q.mT)  # H, with rounding errors that are not symmetric
-    scale = _size_of_any_scale(root) if shifted else _scale(stretch, matrix)
-    root = (root + root.mT) * (0.5 / scale)
-    grad = grad / scale
-    cross = roomy_product(grad, q.mT)
-    if shifted:
-        root.diagonal(dim1=-2, dim2=-1).add_(lowest)
-    result = product(skew_lyapunov_by_sign(root, skew_part(cross), lowest), q)
-    if matrix.shape[-2] != matrix.shape[-1]:
-        result = result + product(torch.linalg.inv_ex(root).inverse, grad - product(cross, q))
-    return in_dtype(result, dtype)
-
-
-def _scale(stretch: Tensor, matrix: Tensor) -> Tensor:
-    """``(..., 1, 1)``: the one figure that is left of a matrix whose singular values are not known."""
-    return stretch[..., :1, :1] if stretch.ndim == matrix.ndim else stretch[..., :1, None]
-
-
-def _size_of_any_scale(stretch: Tensor) -> Tensor:
-    """``‖H‖_F``, ``(..., 1, 1)``, of numbers whose squares may leave the range of the type; one for zero."""
-    unit = stretch.abs().amax((-2, -1), keepdim=True)
-    size = unit * torch.linalg.matrix_norm(stretch / torch.where(unit > 0, unit, 1.0), keepdim=True)
-    return torch.where(size > smallest_safe_scale(size.dtype), size, 1.0)
 
 
 class _Polar(Function):
@@ -171,7 +53,7 @@ class _Polar(Function):
             return None, None
         matrix, q, *rest = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return _polar_backward(grad, matrix, q, *rest), None
+            return polar_backward(grad, matrix, q, *rest), None
         return _differentiable_backward(grad, matrix, q, *rest), None
 
     @staticmethod
@@ -291,7 +173,7 @@ def polar_with_pullback(matrix: Tensor, budget: int = 12) -> tuple[Tensor, Pullb
     if matrix.shape[-2] > matrix.shape[-1]:
         return transposed(*polar_with_pullback(matrix.mT, budget))
     routed = _polar_forward(matrix, budget)
-    return routed[0], lambda grad: _polar_backward(grad, matrix, *routed)
+    return routed[0], lambda grad: polar_backward(grad, matrix, *routed)
 
 
 def _either_side(matrix: Tensor, budget: int) -> Tensor:

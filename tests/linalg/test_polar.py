@@ -5,7 +5,7 @@ import torch
 
 from orthogonium.linalg import _polar_routes as routes
 from orthogonium.linalg import condition_number, orthogonality_defect, polar, polar_by_svd
-from orthogonium.linalg.polar import _polar_backward
+from orthogonium.linalg._polar_reverse import polar_backward
 from tests.helpers import (
     DTYPES,
     conditioned,
@@ -91,7 +91,7 @@ def test_each_road_leads_back(road, condition, dtype):
     for shape in WIDE:
         matrix, grad = conditioned(shape, condition, dtype=dtype), gaussian(shape, dtype=dtype, seed=1)
         routed = ROADS[road](matrix)
-        found = _polar_backward(grad, matrix, *routed)
+        found = polar_backward(grad, matrix, *routed)
         expected = reference_gradient(matrix, grad)
         error = (found - expected).norm() / expected.norm()
         bound = noise(road, dtype) * shape[-2] ** 0.5 * torch.finfo(dtype).eps * condition
@@ -103,7 +103,7 @@ def test_products_lead_back_from_every_condition(dtype):
     """Beyond the first schedule, and a little below the values that a schedule is made for."""
     for condition in (400.0, 1e3, 3e3, 1e4, 1e5, 1e6):
         matrix, grad = conditioned((30, 50), condition, dtype=dtype), gaussian((30, 50), dtype=dtype, seed=1)
-        found = _polar_backward(grad, matrix, *through_minimax(matrix))
+        found = polar_backward(grad, matrix, *through_minimax(matrix))
         expected = reference_gradient(matrix, grad)
         bound = noise("minimax", dtype) * 30**0.5 * torch.finfo(dtype).eps * condition
         assert (found - expected).norm() <= min(bound, 1e-4) * expected.norm(), f"{condition:.0e}"
@@ -112,7 +112,7 @@ def test_products_lead_back_from_every_condition(dtype):
 @pytest.mark.parametrize("scale", [1e-250, 1e250])
 def test_the_fixed_schedule_leads_back_from_every_scale(scale):
     matrix, grad = conditioned((4, 6), 3.0, dtype=torch.float64), gaussian((4, 6), seed=1)
-    found = _polar_backward(grad, scale * matrix, *routes.by_fixed_schedule(scale * matrix))
+    found = polar_backward(grad, scale * matrix, *routes.by_fixed_schedule(scale * matrix))
     torch.testing.assert_close(scale * found, reference_gradient(matrix, grad), rtol=1e-7, atol=1e-9)
 
 
@@ -131,7 +131,7 @@ def test_the_near_road(spread, dtype):
             assert orthogonality_defect(routed[0]).max() <= contract(matrix), f"{shape}"
             assert error_in_eps(routed[0], matrix) <= 4, f"{shape}"
             grad = gaussian(shape, dtype=dtype, seed=1)
-            found = _polar_backward(grad, matrix, *routed)
+            found = polar_backward(grad, matrix, *routed)
             expected = reference_gradient(matrix, grad)
             bound = 20 * shape[-2] ** 0.5 * torch.finfo(dtype).eps
             assert (found - expected).norm() <= bound * max(expected.norm(), grad.norm() / scale), f"{shape}"
@@ -212,7 +212,7 @@ def test_the_fixed_schedule_completes_singular_matrices(dtype):
         for scale in (1.0, 1e-30, 1e30):
             q, *rest = routes.by_fixed_schedule(scale * matrix)
             assert orthogonality_defect(q) <= contract(q)
-            gradient = _polar_backward(gaussian(q.shape, dtype=dtype), scale * matrix, q, *rest)
+            gradient = polar_backward(gaussian(q.shape, dtype=dtype), scale * matrix, q, *rest)
             assert gradient.isfinite().all()
     assert torch.equal(routes.by_fixed_schedule(torch.zeros(3, 5, dtype=dtype))[0], torch.eye(3, 5, dtype=dtype))
 

@@ -15,8 +15,9 @@ from orthogonium.linalg._polar_by_products import (
     worth_products,
 )
 from orthogonium.linalg._polar_record import EIGENBASIS, PRODUCTS
+from orthogonium.linalg._polar_reverse import polar_backward
 from orthogonium.linalg.minimax import polar_schedule
-from orthogonium.linalg.polar import _polar_backward, polar_value
+from orthogonium.linalg.polar import polar_value
 from tests.helpers import conditioned, contract, gaussian, polar_reference, with_singular_values
 
 EPS = torch.finfo(torch.float32).eps
@@ -30,7 +31,7 @@ def routed(matrix, budget=12):
 def reference_gradient(matrix, grad):
     """By the float64 SVD, whose derivative does not look at products."""
     matrix = matrix.double()
-    return _polar_backward(grad.double(), matrix, *routes.by_svd(matrix))
+    return polar_backward(grad.double(), matrix, *routes.by_svd(matrix))
 
 
 @pytest.mark.parametrize("condition", [2.0, 4.0, 10.0, 20.0, 40.0], ids=str)
@@ -44,7 +45,7 @@ def test_values_and_gradient(shape, condition):
     unit = shape[-2] ** 0.5 * EPS * condition
     assert torch.linalg.matrix_norm(q.double() - polar_reference(matrix), ord=2).max() <= 2 * unit
     expected = reference_gradient(matrix, grad)
-    error = (_polar_backward(grad, matrix, q, *rest) - expected).flatten(0, -3).norm(dim=(-2, -1))
+    error = (polar_backward(grad, matrix, q, *rest) - expected).flatten(0, -3).norm(dim=(-2, -1))
     assert (error / expected.flatten(0, -3).norm(dim=(-2, -1))).max() <= 4 * unit
 
 
@@ -61,7 +62,7 @@ def test_large_matrices(shape, condition):
     unit = shape[-2] ** 0.5 * EPS * condition
     assert torch.linalg.matrix_norm(q.double() - polar_reference(matrix), ord=2).max() <= 2 * unit
     expected = reference_gradient(matrix, grad)
-    assert (_polar_backward(grad, matrix, q, *rest) - expected).norm() <= 4 * unit * expected.norm()
+    assert (polar_backward(grad, matrix, q, *rest) - expected).norm() <= 4 * unit * expected.norm()
 
 
 @given(
