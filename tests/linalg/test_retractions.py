@@ -91,7 +91,7 @@ def test_turns_ignore_the_normal_part_and_keep_the_determinant(retraction):
 @pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12), (3, 9, 4)], ids=str)
 def test_geodesics_against_the_written_out_exponential(shape):
     point, step = orthogonal_matrix(shape, seed=1), gaussian(shape, seed=2)
-    assert_close(geodesic_retraction(point, step), dense_geodesic(point, step), rtol=0, atol=1e-14)
+    assert_close(geodesic_retraction(point, step), dense_geodesic(point, step), rtol=0, atol=rounding(point))
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-8, 0.3, 1.7, 30.0, 1e4])
@@ -121,7 +121,7 @@ def test_low_rank_geodesic_update_is_the_geodesic(shape, dtype, norm):
 @pytest.mark.parametrize("norm", [0.025, 0.3, 1.0, 6.28, 25.0])
 @pytest.mark.parametrize("shape", [(16, 7), (9, 9)], ids=str)
 def test_geodesics_of_every_length_stay_orthogonal(shape, norm):
-    """In float64, whose rounding no wider type hides."""
+    """In float64, whose rounding no wider type hides. Each squaring of a long turn doubles its rounding errors."""
     for seed in range(10):
         point = orthogonal_matrix(shape, seed=seed)
         updated = low_rank_geodesic_update(point, *factors(shape, 4, norm, torch.float64, seed=seed))
@@ -134,7 +134,7 @@ def test_a_long_step_of_a_neighbour_does_not_matter(update):
     for length in (30.0, 1e4, 1e8):
         a[1] *= length / torch.linalg.matrix_norm(a[1])
         together = update(points, a, b)
-        assert_close(together[0], update(points[0], a[0], b[0]), rtol=0, atol=4e-16)
+        assert_close(together[0], update(points[0], a[0], b[0]), rtol=0, atol=rounding(points) / 10)
 
 
 @pytest.mark.parametrize("update", LOW_RANK)
@@ -184,7 +184,9 @@ def test_any_rank_and_shape(m, n, rank, seed):
     point, (a, b) = orthogonal_matrix((m, n), seed=seed), factors((m, n), rank, 0.5, torch.float64, seed=seed)
     reference = polar_reference(point + a @ b.mT)
     assert_close(low_rank_polar_update(point, a, b), reference, rtol=0, atol=1e-11)
-    assert_close(low_rank_geodesic_update(point, a, b), dense_geodesic(point, a @ b.mT), rtol=0, atol=1e-13)
+    assert_close(
+        low_rank_geodesic_update(point, a, b), dense_geodesic(point, a @ b.mT), rtol=0, atol=3 * rounding(point)
+    )
 
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
