@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orthogonium._version import __version__
+from orthogonium.linalg._precision import without_autocast
 
 # CUDA graphs, as of torch.compile(mode="reduce-overhead"), replay kernels without the decisions that chose them. An
 # operator that decides on the host stays outside of them, in the versions of torch that can be told so.
@@ -41,7 +42,8 @@ def opaque(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def arranging(*args: Any) -> Any:
-            return arranged(function(*args), args)
+            with without_autocast(args[0]):  # which the compiled code around has not looked at
+                return arranged(function(*args), args)
 
         # version and layout in the name keep compiled graphs that outlive an upgrade from meeting another operator
         layout = "" if by_columns is None else "_by_columns"

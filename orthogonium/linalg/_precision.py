@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import wraps
 from typing import ParamSpec
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from orthogonium._checks import check_floating, check_matrix
+from orthogonium.linalg._full_products import ON
 
 Rest = ParamSpec("Rest")
 _NOTHING = nullcontext()
@@ -49,13 +50,22 @@ def is_vectorized(tensor: Tensor) -> bool:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context in which no product is rounded to half precision behind our back."""
-    if not torch._C._is_any_autocast_enabled():
-        return _NOTHING
+    """A context in which no product on the tensor's device is rounded to half precision behind our back.
+
+    Neither by autocast nor, outside of compiled code, by ``torch.set_float32_matmul_precision``.
+    """
     device = tensor.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return _NOTHING
-    return torch.autocast(device, enabled=False)
+    reduced = None if torch.compiler.is_compiling() else ON.get(device)
+    if reduced is not None and not reduced.are_needed():
+        reduced = None
+    if not torch._C._is_any_autocast_enabled() or device == "meta" or not torch.is_autocast_enabled(device):
+        return _NOTHING if reduced is None else reduced
+    if reduced is None:
+        return torch.autocast(device, enabled=False)
+    both = ExitStack()
+    both.enter_context(reduced)
+    both.enter_context(torch.autocast(device, enabled=False))
+    return both
 
 
 def in_working_precision(

@@ -263,10 +263,11 @@ def skew_frame(free: Tensor, base: Tensor, kind: Map, budget: int = 7) -> Tensor
         return free.clone()
     if free.shape[-2] < free.shape[-1]:
         return skew_frame(free.mT, base.mT, kind, budget).mT
-    if not torch.compiler.is_compiling() and differentiates_forward():
-        return _frame_composite(free, base, kind)
-    frame: Tensor = apply(_Frame, free, base, kind, budget)[0]
-    return frame
+    with without_autocast(free):
+        if not torch.compiler.is_compiling() and differentiates_forward():
+            return _frame_composite(free, base, kind)
+        frame: Tensor = apply(_Frame, free, base, kind, budget)[0]
+        return frame
 
 
 @with_pullback_in_working_precision
