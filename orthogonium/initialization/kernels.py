@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from orthogonium._checks import as_tuple, check_floating, check_kernel_exists
+from orthogonium.linalg._precision import without_autocast
 from orthogonium.parametrizations.kernel import KernelPlan, draw_parts
 
 
@@ -85,7 +86,7 @@ def _check_kernel(tensor: Tensor, groups: int) -> int:
 
 
 def _fill(tensor: Tensor, plan: KernelPlan, gain: float, generator: torch.Generator | None) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(tensor):
         if not tensor.is_meta:
             tensor.copy_(gain * plan.assemble(*draw_parts(plan, tensor.device, tensor.dtype, generator)))
     return tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from orthogonium.linalg import NonFiniteError
+from orthogonium.linalg._precision import without_autocast
 from orthogonium.linalg.polar import polar_value
 
 State = dict[str, Tensor]
@@ -101,7 +102,8 @@ class ManifoldOptimizer(Optimizer):
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None and p.numel()]
             for bucket, taken in self._buckets(live, group):
-                self._bucket_step(bucket, taken, group)
+                with without_autocast(bucket[0]):
+                    self._bucket_step(bucket, taken, group)
         return loss
 
     def _buckets(self, live: Sequence[Tensor], group: dict[str, Any]) -> Iterable[tuple[list[Tensor], int]]:

@@ -7,10 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from orthogonium import OrthoConv2d, OrthoLinear, spectral_norm_bound
+from orthogonium.initialization import conv_orthogonal_
 from orthogonium.layers import singular_values
 from orthogonium.linalg import _full_products as full
 from orthogonium.linalg import orthogonality_defect, polar, polar_pass_through, skew_frame
 from orthogonium.linalg._precision import without_autocast
+from orthogonium.optim import LowRankOrthogonal, RiemannianAdam, RiemannianSGD, StiefelMuon
 from orthogonium.reparametrizers import PRESETS
 from tests.helpers import contract, gaussian, orthogonal_matrix
 
@@ -57,6 +59,32 @@ def test_functions(setting):
     eye = torch.eye(160)
     for made in (polar_pass_through(point), skew_frame(point, eye, "exponential"), skew_frame(point, eye, "cayley")):
         assert orthogonality_defect(made) <= contract(made)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: RiemannianSGD(p, lr=0.1),
+        lambda p: RiemannianAdam(p, lr=0.01),
+        lambda p: StiefelMuon(p, lr=0.01),
+        lambda p: LowRankOrthogonal(p, lr=0.1, rank=4),
+        lambda p: LowRankOrthogonal(p, lr=0.1, rank=4, update="geodesic"),
+    ],
+    ids=["sgd", "adam", "muon", "low rank", "geodesic"],
+)
+def test_optimizers(make, setting):
+    parameter = torch.nn.Parameter(orthogonal_matrix((96, 96), dtype=torch.float32))
+    optimizer = make([parameter])
+    for step in range(30):
+        parameter.grad = gaussian((96, 96), seed=step).float() / 96
+        optimizer.step()
+    assert orthogonality_defect(parameter.detach()) <= contract(parameter)
+
+
+def test_initial_convolutions(setting):
+    layer = torch.nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular", bias=False)
+    conv_orthogonal_(layer.weight)
+    assert (singular_values(layer, (16, 8, 8)) - 1).abs().max() <= 5e-6
 
 
 def test_compiled(setting):
