@@ -7,13 +7,14 @@ by 1e-3 then.
 
 import threading
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 
 _READ = getattr(torch._C, "_get_fp32_precision_getter", None)  # from torch 2.9 on, for each backend
 _WRITE = getattr(torch._C, "_set_fp32_precision_setter", None)
 _BACKENDS = {"cpu": "mkldnn", "cuda": "cuda"}
-_FULL = ("ieee", "none", "highest")
+_FULL = frozenset(("ieee", "none", "highest"))
 
 
 def _read(backend: str, operation: str = "matmul") -> str:
@@ -37,11 +38,12 @@ class FullProducts(AbstractContextManager[None]):
 
     def __init__(self, device: str) -> None:
         self._backend = _BACKENDS[device]
+        self._now = torch.get_float32_matmul_precision if _READ is None else partial(_READ, self._backend, "matmul")
         self._lock, self._inside, self._found = threading.Lock(), 0, ""
 
     def are_needed(self) -> bool:
         """Whether entering makes a difference, or another thread has entered and may leave first."""
-        return self._inside > 0 or _read(self._backend) not in _FULL
+        return self._now() not in _FULL or self._inside > 0
 
     def __enter__(self) -> None:
         with self._lock:

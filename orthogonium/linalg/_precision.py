@@ -54,13 +54,14 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 
     Neither by autocast nor, outside of compiled code, by ``torch.set_float32_matmul_precision``.
     """
+    reduced = ON["cuda" if tensor.is_cuda else "cpu"]
+    outside = torch.compiler.is_compiling() or not reduced.are_needed()
+    if not torch._C._is_any_autocast_enabled():
+        return _NOTHING if outside else reduced
     device = tensor.device.type
-    reduced = None if torch.compiler.is_compiling() else ON.get(device)
-    if reduced is not None and not reduced.are_needed():
-        reduced = None
-    if not torch._C._is_any_autocast_enabled() or device == "meta" or not torch.is_autocast_enabled(device):
-        return _NOTHING if reduced is None else reduced
-    if reduced is None:
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return _NOTHING if outside else reduced
+    if outside:
         return torch.autocast(device, enabled=False)
     both = ExitStack()
     both.enter_context(reduced)
