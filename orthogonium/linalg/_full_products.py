@@ -47,16 +47,16 @@ class FullProducts(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._inside:
+            self._inside += 1  # first, and down last: whoever finds the setting full looks whether it stays so
+            if self._inside == 1:
                 self._found = _read(self._backend)
                 _write(self._backend, "ieee")
-            self._inside += 1
 
     def __exit__(self, *unused: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
+            if self._inside == 1:
                 _write(self._backend, self._found)
+            self._inside -= 1
 
 
 ON = {device: FullProducts(device) for device in _BACKENDS}

@@ -15,7 +15,6 @@ _STRIP = 128
 # From this side on a skew part is faster of a matrix with gaps, of a cache line, between its rows.
 _ROOMY, _GAP = 128, 16
 
-
 # Up to this side a second product is cheaper than adding a matrix to its transpose.
 _TWICE = 64
 

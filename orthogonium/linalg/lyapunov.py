@@ -143,7 +143,7 @@ def skew_lyapunov_by_sign(symmetric: Tensor, skew: Tensor, lowest: float) -> Ten
 
 
 @lru_cache
-def _way_near_identity(lowest: float) -> tuple[list[Quintic], float, float]:
+def _way_near_identity(lowest: float) -> tuple[tuple[Quintic, ...], float, float]:
     """Quintics for ``[lowest, 1]``, and the center and relative spread of where they lead."""
     schedule, low, high = [], lowest, 1.0
     for coefficients, following_low, following_high in greedy_quintics(lowest):
@@ -151,4 +151,4 @@ def _way_near_identity(lowest: float) -> tuple[list[Quintic], float, float]:
             break
         schedule.append(coefficients)
         low, high = following_low, following_high
-    return schedule, (low + high) / 2, (high - low) / (high + low)
+    return tuple(schedule), (low + high) / 2, (high - low) / (high + low)
